@@ -1,0 +1,1 @@
+"""Ray Data work: one folder a stage, one file a source."""

@@ -1,0 +1,113 @@
+"""Parquet shards: written whole to memory, checked, and only then stored under their sha256.
+
+An exception inside an open `ParquetWriter` still leaves a readable, short file; so nothing is ever written
+to a store through one.
+"""
+
+import hashlib
+import io
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transfusion.artifacts.artifact import verified
+from transfusion.artifacts.manifest import FileEntry
+from transfusion.errors import ArtifactError
+from transfusion.storage.store import Store
+
+ROWS_PER_GROUP = 512
+"""Rows in a row group: a partial read costs a few megabytes of latents, not a shard."""
+
+
+def table_digest(table: pa.Table) -> str:
+    """Digest of the logical rows: names, types and values, whatever the chunking or the file's packing."""
+    flat = pa.Table.from_arrays(
+        [
+            pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+            for column in table.columns
+        ],
+        schema=table.schema.remove_metadata(),
+    )
+    digest = hashlib.sha256()
+    with pa.ipc.new_stream(_Hashing(digest), flat.schema) as stream:
+        stream.write_table(flat, max_chunksize=1 << 20)
+    return digest.hexdigest()
+
+
+class _Hashing(io.RawIOBase):
+    """A file that only hashes what is written to it."""
+
+    def __init__(self, digest: "hashlib._Hash") -> None:
+        self._digest = digest
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._digest.update(data)
+        return len(data)
+
+
+def parquet_bytes(table: pa.Table, *, raw_columns: Sequence[str] = ()) -> bytes:
+    """A Parquet file with page checksums.
+
+    Args:
+        raw_columns: Binary columns of noise, such as latents: kept uncompressed and without dictionary or
+            statistics, which reads ten times faster than lists and costs at most a sixth of the size.
+    """
+    raw = set(raw_columns)
+    others = [name for name in table.column_names if name not in raw]
+    sink = io.BytesIO()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=ROWS_PER_GROUP,
+        compression={name: "none" if name in raw else "zstd" for name in table.column_names},
+        use_dictionary=False,
+        write_statistics=others,
+        write_page_checksum=True,
+    )
+    data = sink.getvalue()
+    rows = pq.read_metadata(io.BytesIO(data)).num_rows
+    assert rows == table.num_rows, (rows, table.num_rows)
+    return data
+
+
+def store_table(
+    store: Store, folder: str, name: str, table: pa.Table, *, raw_columns: Sequence[str] = ()
+) -> FileEntry:
+    """Stores a table as `folder/<sha256>.parquet`; storing it twice is storing it once."""
+    data = parquet_bytes(table, raw_columns=raw_columns)
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = f"{folder}/{sha256}.parquet"
+    if not store.exists(path):
+        store.write(path, data)
+    return FileEntry(
+        name=name,
+        path=path,
+        sha256=sha256,
+        bytes=len(data),
+        rows=table.num_rows,
+        digest=table_digest(table),
+    )
+
+
+def load_table(store: Store, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
+    """Reads a verified shard, memory-mapped where it is local.
+
+    Raises:
+        ArtifactError: The file is gone or altered, or has another number of rows than was committed.
+    """
+    place = verified(store, entry)
+    table = pq.read_table(
+        place,
+        columns=list(columns) if columns else None,
+        memory_map=True,
+        page_checksum_verification=True,
+    )
+    if table.num_rows != entry.rows:
+        raise ArtifactError(
+            f"{store.url(entry.path)}: has {table.num_rows} rows, committed were {entry.rows}"
+        )
+    return table

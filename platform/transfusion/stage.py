@@ -1,0 +1,195 @@
+"""A stage is a declaration and a body.
+
+The declaration (`STAGE`, in the `__init__` of the stage's package or in a source's module) names a config
+model, the kinds of artifact it takes and makes, and where the body is; it imports nothing heavy, so that a
+plan is made without torch or Ray. The body is a function
+
+    def run(config: C, inputs: Mapping[str, Artifact], context: StageContext) -> Made
+
+What the body reads from `config` and `inputs` decides what is made. What it reads from `context` (store,
+resources, logger) may not change the output; the identity does not hold it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from transfusion.config import Config
+
+if TYPE_CHECKING:
+    from transfusion.artifacts.manifest import FileEntry, Outcomes
+    from transfusion.storage.store import Store
+
+Kind = Literal[
+    "listing", "pixels", "autoencoder", "latents", "tokenizer", "tokens", "mixture", "run", "model",
+    "evaluation", "report",
+]  # fmt: skip
+"""Kinds of artifact. A new kind is a name here and a module in `artifacts/` when others read it."""
+
+ANY_ROLE = "*"
+"""As a key of `Stage.inputs`: further inputs of that kind, under names that the job chooses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """What a stage takes in one role."""
+
+    kinds: tuple[Kind, ...]
+    required: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The declaration of a stage."""
+
+    config: type[Config]
+    inputs: Mapping[str, Input]
+    output: Kind
+    body: str
+    """`module:function` of the body."""
+    version: int
+    """Raised whenever the code changes what is written."""
+    raw: str | None = None
+    """`module:function` that lists raw input at plan time: `(config) -> list of plain JSON`, its identity."""
+    check: str | None = None
+    """`module:function` for faults that types do not show: `(config, roles) -> list of messages`."""
+    needs_ray: bool = True
+    summary: str = ""
+    """One line for `--help` and the report."""
+
+
+class TrainResources(Config):
+    """Workers of a training stage."""
+
+    num_workers: int = Field(2, ge=1)
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(3, ge=0)
+    """Restarts after a worker's death before the stage fails; preemptions are not counted."""
+
+
+class PoolResources(Config):
+    """A fixed pool of actors of a data stage."""
+
+    num_actors: int = Field(2, ge=1)
+    cpus_per_actor: float = Field(1, gt=0)
+    gpus_per_actor: float = Field(0, ge=0)
+    memory_per_actor_gib: float | None = Field(None, gt=0)
+
+
+class ServeResources(Config):
+    """Replicas of the sampler behind an endpoint."""
+
+    min_replicas: int = Field(1, ge=1)
+    max_replicas: int = Field(1, ge=1)
+    cpus_per_replica: float = Field(1, gt=0)
+    gpus_per_replica: float = Field(0, ge=0)
+
+
+class Resources(Config):
+    """Where and how a job runs: a profile in `cluster/`. Never part of an identity."""
+
+    num_cpus: int | None = Field(None, ge=1)
+    """CPUs of a Ray started here; None for all of the machine's."""
+    train: TrainResources = TrainResources()
+    pool: PoolResources = PoolResources()
+    serve: ServeResources = ServeResources()
+    tracking: Literal["none", "wandb"] = "none"
+    """wandb runs offline when no key is set."""
+
+
+@dataclass(kw_only=True)
+class Made:
+    """What a body hands back; the runner commits it."""
+
+    files: "Sequence[FileEntry]"
+    outcomes: "Outcomes | None" = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+    """Durations and rates: recorded, outside the digest."""
+
+
+@dataclass(kw_only=True)
+class StageContext:
+    """What a body is handed that may not change its output."""
+
+    name: str
+    """The stage's name in the job, for messages."""
+    uses: str
+    version: int
+    fingerprint: str
+    store: "Store"
+    resources: Resources
+    scratch: Path
+    """A local folder of this attempt, removed afterwards."""
+    log: logging.Logger
+    progress: Callable[..., "Progress"]
+    """`context.progress(total=, unit=)`; a context manager with `advance(n, **shown)`."""
+
+    @property
+    def folder(self) -> str:
+        """The artifact's folder in the store."""
+        return f"{self.uses}/{self.fingerprint[:16]}"
+
+    @property
+    def pool(self) -> str:
+        """The folder of the stage's shard pool in the store."""
+        return f"{self.uses}/pool"
+
+
+class Progress:
+    """Counts work and says every so often how far it is: a line of the log, with rate and time left.
+
+    The runner's terminal display derives from this; without a terminal this is what there is.
+    """
+
+    def __init__(
+        self, log: logging.Logger, *, total: int, unit: str, every_s: float = 10.0
+    ) -> None:
+        self.total, self.unit, self.done = total, unit, 0
+        self._log, self._every_s = log, every_s
+        self._started = self._told = time.monotonic()
+        self._first = 0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tell({})
+
+    def start_at(self, done: int) -> None:
+        """Work that was there before: shown as done, not counted in the rate."""
+        self.done = self._first = done
+
+    def advance(self, count: int = 1, **shown: Any) -> None:
+        """Adds finished work; `shown` is printed beside the count."""
+        self.done += count
+        if time.monotonic() - self._told >= self._every_s:
+            self._tell(shown)
+
+    def _tell(self, shown: Mapping[str, Any]) -> None:
+        self._told = time.monotonic()
+        elapsed = max(self._told - self._started, 1e-9)
+        rate = (self.done - self._first) / elapsed
+        left = (self.total - self.done) / rate if rate > 0 else float("inf")
+        extra = "".join(f"  {key} {value}" for key, value in shown.items())
+        ahead = "" if self.done >= self.total else f", {duration(left)} left"
+        self._log.info(f"{self.done:,}/{self.total:,} {self.unit}  {rate:,.4g}/s{ahead}{extra}")
+
+
+def duration(seconds: float) -> str:
+    """`45s`, `3m20s`, `2h05m`; `?` when it cannot be told."""
+    if seconds != seconds or seconds == float("inf"):
+        return "?"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02}m"

@@ -1,0 +1,107 @@
+"""The interface of a store, and opening one from its URI.
+
+A store promises two things that plain files do not: a name appears whole or not at all, and `create` says
+who was first. Everything above it (artifacts, shard pools, checkpoints) is built on these two.
+"""
+
+import hashlib
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from transfusion.errors import ArtifactError
+
+Protection = Literal["conditional-create", "last-writer-wins"]
+
+
+class Entry(NamedTuple):
+    """One stored object."""
+
+    path: str
+    size_bytes: int
+
+
+class Store(ABC):
+    """Names below one root. Paths are relative, with forward slashes. Pickles to its URI alone."""
+
+    uri: str
+
+    @abstractmethod
+    def read(self, path: str) -> bytes:
+        """The whole object. Raises ArtifactError, naming it, when there is none."""
+
+    @abstractmethod
+    def write(self, path: str, data: bytes) -> None:
+        """Replaces an object; a reader sees the old one or the new one, never a part."""
+
+    @abstractmethod
+    def create(self, path: str, data: bytes) -> bool:
+        """Writes an object unless the name is taken; False if it is. `data` must not be empty.
+
+        On a store that ignores conditional writes (see `probe`) two writers in the same instant may both
+        be told True; what the platform creates is the same whoever writes it, or carries its attempt.
+        """
+
+    @abstractmethod
+    def put_file(self, path: str, source: Path) -> None:
+        """Copies a local file in; whole or not at all."""
+
+    @abstractmethod
+    def local(self, path: str) -> Path:
+        """A local file with the object's bytes: the object itself on disk, a cached copy from S3."""
+
+    @abstractmethod
+    def exists(self, path: str) -> bool:
+        """Whether the name is taken."""
+
+    @abstractmethod
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Every object below a folder, sorted by path; nothing when there is no such folder."""
+
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Removes an object; no complaint when it is gone already."""
+
+    @abstractmethod
+    def probe(self) -> Protection:
+        """Checks that the store is there and writable, and says what protection `create` gives.
+
+        Raises:
+            ArtifactError: It cannot be reached or written, naming what is wrong.
+        """
+
+    def url(self, path: str) -> str:
+        """The full address of an object, for people."""
+        return f"{self.uri.rstrip('/')}/{path}"
+
+
+def open_store(uri: str) -> Store:
+    """A store for a local folder or an `s3://bucket/prefix`. Contacts nothing.
+
+    S3 credentials and endpoint come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...),
+    never from the URI, so that they are in no artifact, log or process list.
+    """
+    if uri.startswith("s3://"):
+        from transfusion.storage.s3 import S3Store
+
+        return S3Store(uri)
+    if "://" in uri:
+        raise ArtifactError(f"store {uri!r}: must be a local folder or start with s3://")
+    from transfusion.storage.local import LocalStore
+
+    return LocalStore(str(Path(uri).expanduser().resolve()))
+
+
+def sha256_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where copies of remote objects are kept: `TRANSFUSION_CACHE`, or a folder of this user's in /tmp."""
+    default = Path(tempfile.gettempdir()) / f"transfusion-cache-{os.getuid()}"
+    return Path(os.environ.get("TRANSFUSION_CACHE", default))
