@@ -1,0 +1,1 @@
+"""Mathematics of diffusion over tensors: schedules, solvers, guidance."""

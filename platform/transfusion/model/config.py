@@ -1,0 +1,107 @@
+"""What a model is. Vocabulary and latent channels come from the tokenizer and the autoencoder, not from here."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from transfusion.config import Config
+
+AdapterName = Literal["linear", "unet"]
+TimeEmbedding = Literal["patch", "mlp"]
+
+
+class UNetConfig(Config):
+    """The convolutional adapter: one level at the latent's size, one more for each halving."""
+
+    channels: tuple[int, ...] = (64, 128)
+    """Channels of each level; 1 + log2(patch_size) of them."""
+
+    blocks: int = Field(default=1, ge=1)
+    """Residual blocks of a level on the way down; as many on the way up."""
+
+    time_dim: int = Field(default=128, ge=2, multiple_of=2)
+    """Width of the embedding of the timestep."""
+
+
+class ModelConfig(Config):
+    """One transformer in the manner of Llama, and how images enter and leave it."""
+
+    dim: int = Field(ge=1)
+    """Width of the residual stream."""
+
+    depth: int = Field(ge=1)
+    """Number of blocks."""
+
+    num_heads: int = Field(ge=1)
+    """Query heads."""
+
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """Key and value heads; as many as query heads when left out."""
+
+    ffn_dim: int | None = Field(default=None, ge=1)
+    """Width of the SwiGLU; Llama's rule when left out."""
+
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    """Base of the rotary position embedding."""
+
+    norm_eps: float = Field(default=1e-5, gt=0)
+    """Added to the mean square in every RMSNorm."""
+
+    patch_size: int = Field(default=2, ge=1)
+    """Side of a patch in latent pixels; must be that of the plan's layout."""
+
+    adapter: AdapterName = "linear"
+    """How patches become vectors and vectors noise."""
+
+    time_embedding: TimeEmbedding = "mlp"
+    """How t reaches the linear adapter: added to the patch before it (the paper's), or by an MLP after it.
+    The U-Net takes t in every residual block instead."""
+
+    unet: UNetConfig = UNetConfig()
+    """The U-Net adapter, where it is chosen."""
+
+    query_block: int = Field(default=64, ge=1)
+    """Queries that share one slice of keys on CPU."""
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> "ModelConfig":
+        if self.dim % (2 * self.num_heads):
+            raise ValueError(
+                f"dim must be a multiple of twice num_heads {self.num_heads} (an even width of each head), "
+                f"got {self.dim}"
+            )
+        if self.num_heads % self.kv_heads:
+            raise ValueError(
+                f"num_kv_heads must divide num_heads {self.num_heads}, got {self.num_kv_heads}"
+            )
+        if self.adapter == "unet":
+            levels = self.patch_size.bit_length()
+            if 1 << (levels - 1) != self.patch_size:
+                raise ValueError(
+                    f"patch_size must be a power of two for the U-Net adapter (one halving each), "
+                    f"got {self.patch_size}"
+                )
+            if len(self.unet.channels) != levels:
+                raise ValueError(
+                    f"unet.channels must name {levels} levels for patch_size {self.patch_size}, "
+                    f"got {len(self.unet.channels)}"
+                )
+        return self
+
+    @property
+    def kv_heads(self) -> int:
+        """Key and value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of a head."""
+        return self.dim // self.num_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the SwiGLU: 2/3 of 4 dim, rounded up to a multiple of 256, or of 32 for small models."""
+        if self.ffn_dim:
+            return self.ffn_dim
+        multiple = 256 if self.dim >= 512 else 32
+        return -(-8 * self.dim // 3 // multiple) * multiple

@@ -1,0 +1,45 @@
+"""First values of every weight, drawn on CPU from the seed and the weight's name alone.
+
+So the values depend neither on device and sharding nor on the order of modules, and a new option that adds a weight
+leaves the others as they were.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+STD = 0.02
+"""Of matrices and embeddings; output matrices of blocks get it over sqrt(2 depth), so that the stream keeps its size."""
+
+_NOISE_OUT = ("up.project.weight", "up.conv_out.weight")
+
+
+@torch.no_grad()
+def initialize(model: nn.Module, *, seed: int) -> None:
+    """Fills every parameter of a model that is not sharded; `initial_weight` serves one that is."""
+    depth = sum(1 for name, _ in model.named_parameters() if name.endswith("attention.out.weight"))
+    for name, parameter in model.named_parameters():
+        parameter.copy_(initial_weight(name, parameter.shape, depth=depth, seed=seed))
+
+
+def initial_weight(name: str, shape: torch.Size, *, depth: int, seed: int) -> Tensor:
+    """The first value of one parameter, in fp32 on CPU, by its full name in a `TransfusionModel`."""
+    if name.endswith("bias"):
+        return torch.zeros(shape)
+    if len(shape) == 1:
+        return torch.ones(shape)
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    return torch.randn(shape, generator=generator) * _std(name, shape, depth)
+
+
+def _std(name: str, shape: torch.Size, depth: int) -> float:
+    if name.endswith((".attention.out.weight", ".ffn.out.weight")):
+        return STD / math.sqrt(2 * depth)
+    if name.startswith(("down.", "up.")):
+        # Adapters take their scale from the width that comes in: a patch of 32 numbers at .02 would be lost.
+        scale = 1.0 / math.sqrt(math.prod(shape[1:]))
+        return 0.1 * scale if name in _NOISE_OUT else scale
+    return STD

@@ -1,0 +1,131 @@
+"""The Transfusion model: next tokens at text, noise at images, one transformer over both.
+
+Axes: b = sequences, n = positions, d = width, v = vocabulary, r = text rows, m = images, p = patches,
+c h w = latent.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from transfusion.model.adapters import DOWN, UP
+from transfusion.model.attention import Attend, plan_attention
+from transfusion.model.blocks import Block, rotation
+from transfusion.model.cache import CacheStep
+from transfusion.model.config import ModelConfig
+from transfusion.model.images import EncodedImages
+from transfusion.model.initial import initialize
+from transfusion.sequence.batch import PackedBatch
+
+
+class ModelOutput(NamedTuple):
+    """What the model predicts of a batch."""
+
+    logits: Float[Tensor, "r v"]
+    """Of the next token, at the batch's text rows only."""
+
+    epsilon: Float[Tensor, "m c h w"]
+    """The noise in each image slot, in fp32."""
+
+
+class TransfusionModel(nn.Module):
+    """Embeddings, adapter, blocks, head. `forward` trains; the other methods are the pieces of sampling.
+
+    Parallelism, compilation and checkpointing are applied from outside: to each of `blocks`, then to the whole.
+    """
+
+    def __init__(self, config: ModelConfig, *, vocab_size: int, latent_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.latent_channels = latent_channels
+        self.embedding = nn.Embedding(vocab_size, config.dim)
+        self.down = DOWN[config.adapter](config, latent_channels)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.up = UP[config.adapter](config, latent_channels)
+        self.head = nn.Linear(config.dim, vocab_size, bias=False)
+
+    def init_weights(self, seed: int) -> None:
+        """Draws every weight anew; the same on every device, and after `to_empty`."""
+        initialize(self, seed=seed)
+
+    def forward(self, batch: PackedBatch, noisy: Float[Tensor, "m c h w"]) -> ModelOutput:
+        """Predictions for a packed batch.
+
+        Args:
+            noisy: The batch's latents with its noise added at its timesteps.
+        """
+        num_sequences = batch.token_ids.shape[0]
+        encoded = self.encode_images(noisy, batch.timesteps)
+        tokens = rearrange(self.embed_tokens(batch.token_ids), "b n d -> (b n) d")
+        places = rearrange(batch.image_positions, "m p -> (m p)")
+        # One row past the end takes the patches of unused slots: shapes stay static.
+        dummy = tokens.new_zeros(1, tokens.shape[1])
+        hidden = torch.cat([tokens, dummy]).index_copy(
+            0, places, rearrange(encoded.patches, "m p d -> (m p) d").to(tokens.dtype)
+        )
+        hidden = self.transform(
+            rearrange(hidden[:-1], "(b n) d -> b n d", b=num_sequences),
+            position_ids=batch.position_ids,
+            attention=plan_attention(batch.lo, batch.hi, query_block=self.config.query_block),
+        )
+        rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])
+        patches = rearrange(rows[places], "(m p) d -> m p d", p=batch.image_positions.shape[1])
+        return ModelOutput(
+            logits=self.logits(rows[batch.text_rows]),
+            epsilon=self.decode_images(patches, batch.timesteps, encoded),
+        )
+
+    def embed_tokens(self, token_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+        """Vectors of token ids."""
+        return self.embedding(token_ids)
+
+    def encode_images(
+        self, noisy: Float[Tensor, "m c h w"], timesteps: Int[Tensor, " m"]
+    ) -> EncodedImages:
+        """Vectors of the patches of noisy latents. Once a denoising step, for all branches of guidance."""
+        return self.down(noisy, timesteps)
+
+    def transform(
+        self,
+        hidden: Float[Tensor, "b n d"],
+        *,
+        position_ids: Int[Tensor, "b n"],
+        attention: Attend | CacheStep,
+    ) -> Float[Tensor, "b n d"]:
+        """The blocks and the last norm.
+
+        Args:
+            attention: What `plan_attention` gives, for whole sequences; a `CacheStep` to read and write a cache.
+        """
+        by = rotation(
+            position_ids,
+            head_dim=self.config.head_dim,
+            theta=self.config.rope_theta,
+            dtype=hidden.dtype,
+        )
+        for index, block in enumerate(self.blocks):
+            attend = attention.layer(index) if isinstance(attention, CacheStep) else attention
+            hidden = block(hidden, by=by, attend=attend)
+        return self.norm(hidden)
+
+    def decode_images(
+        self,
+        hidden: Float[Tensor, "m p d"],
+        timesteps: Int[Tensor, " m"],
+        encoded: EncodedImages,
+    ) -> Float[Tensor, "m c h w"]:
+        """Predicted noise, in fp32, of patches that have been through the transformer.
+
+        Args:
+            encoded: Of the same step; its `for_branches` when the branches of guidance are stacked.
+        """
+        return self.up(hidden, timesteps, encoded)
+
+    def logits(self, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r v"]:
+        """Scores of the next token."""
+        return self.head(hidden)

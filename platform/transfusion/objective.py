@@ -1,0 +1,102 @@
+"""Both losses in one place: next tokens on text, noise on images, and how they add up.
+
+Everything is a sum and a count, never a mean: means of micro-batches or of ranks would re-weight documents by padding
+and accumulation. Only the global batch is divided by.
+Axes: r = text rows, m = image slots, c h w = latent, v = vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from einops import reduce
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from transfusion.config import Config
+from transfusion.diffusion.schedules import ScheduleName
+from transfusion.model.transformer import ModelOutput
+from transfusion.sequence.batch import PackedBatch
+
+
+class ObjectiveConfig(Config):
+    """What is learned from a batch."""
+
+    diffusion_weight: float = Field(default=5.0, ge=0)
+    """Weight of the diffusion loss against the language loss."""
+
+    schedule: ScheduleName = "cosine"
+    """Noise schedule."""
+
+    num_timesteps: int = Field(default=1000, ge=2)
+    """Timesteps of the noise schedule."""
+
+    noise_limit: int = Field(default=500, ge=1)
+    """An image that later text sees draws its timestep below this: text about noise teaches little."""
+
+    @model_validator(mode="after")
+    def _limit_within_schedule(self) -> "ObjectiveConfig":
+        if self.noise_limit > self.num_timesteps:
+            raise ValueError(
+                f"noise_limit must be at most num_timesteps {self.num_timesteps}, got {self.noise_limit}"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LossSums:
+    """Sums over a micro-batch, in fp32. They add up over micro-batches and ranks."""
+
+    lm_sum: Float[Tensor, ""]
+    """Cross-entropies of the text targets, in nats."""
+
+    lm_count: Float[Tensor, ""]
+
+    diffusion_sum: Float[Tensor, ""]
+    """Mean squared error of each image's noise, summed over images."""
+
+    image_count: Float[Tensor, ""]
+
+
+def loss_sums(output: ModelOutput, batch: PackedBatch) -> LossSums:
+    """The losses of one micro-batch as sums and counts."""
+    cross_entropy = F.cross_entropy(
+        output.logits.float(), batch.text_targets.long(), reduction="none"
+    )
+    error = image_errors(output.epsilon, batch.noise)
+    return LossSums(
+        lm_sum=(cross_entropy * batch.text_weight).sum(),
+        lm_count=batch.text_weight.sum(),
+        diffusion_sum=(error * batch.image_weight).sum(),
+        image_count=batch.image_weight.sum(),
+    )
+
+
+def image_errors(
+    epsilon: Float[Tensor, "m c h w"], noise: Float[Tensor, "m c h w"]
+) -> Float[Tensor, " m"]:
+    """Mean squared error of each image over the elements of its latent, in fp32."""
+    return reduce((epsilon.float() - noise.float()).square(), "m c h w -> m", "mean")
+
+
+def combine(
+    sums: LossSums,
+    *,
+    global_lm_count: Float[Tensor, ""] | float,
+    global_image_count: Float[Tensor, ""] | float,
+    diffusion_weight: float = 5.0,
+) -> Float[Tensor, ""]:
+    """This micro-batch's share of the loss of the global batch: the shares add up to the whole.
+
+    Args:
+        global_lm_count: Text targets in the whole global batch, over all ranks and micro-batches.
+        global_image_count: Images in the whole global batch.
+    """
+    return sums.lm_sum / _at_least_one(global_lm_count) + diffusion_weight * (
+        sums.diffusion_sum / _at_least_one(global_image_count)
+    )
+
+
+def _at_least_one(count: Tensor | float) -> Tensor | float:
+    # A batch without images (or without text) has a sum of 0: it is divided by 1.
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1.0)

@@ -1,0 +1,1 @@
+"""From tokenized documents to packed batches: ids, layout, key ranges, positions."""

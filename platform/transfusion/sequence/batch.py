@@ -1,0 +1,220 @@
+"""What the model is given: packed sequences as tensors of static shapes.
+
+Axes: b = sequences, n = positions, m = image slots, p = patches of an image, r = rows with a text target,
+c h w = latent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from transfusion.sequence.document import Document, ImageInput, TextSpan
+from transfusion.sequence.layout import SequenceLayout
+from transfusion.sequence.ranges import ImagePlace, key_ranges
+from transfusion.sequence.special import SpecialIds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedBatch:
+    """A micro-batch. Slots and rows that are not used have weight 0 and harmless contents."""
+
+    token_ids: Int[Tensor, "b n"]
+    """PAD at patches and at padding."""
+
+    position_ids: Int[Tensor, "b n"]
+    """Restart at each document."""
+
+    lo: Int[Tensor, "b n"]
+    """First key that each query sees."""
+
+    hi: Int[Tensor, "b n"]
+    """One past the last key that each query sees."""
+
+    latents: Float[Tensor, "m c h w"]
+    """Clean and normalised."""
+
+    noise: Float[Tensor, "m c h w"]
+
+    timesteps: Int[Tensor, " m"]
+
+    image_positions: Int[Tensor, "m p"]
+    """Index into the flattened (b n) of each patch; b * n, one past the end, for unused slots."""
+
+    image_weight: Float[Tensor, " m"]
+    """1 for an image, 0 for an unused slot."""
+
+    text_rows: Int[Tensor, " r"]
+    """Index into the flattened (b n) of the positions that have a text target; 0 for unused rows."""
+
+    text_targets: Int[Tensor, " r"]
+
+    text_weight: Float[Tensor, " r"]
+    """1 for a target, 0 for an unused row."""
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
+        """The same batch on another device."""
+        return PackedBatch(
+            **{
+                field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
+                for field in fields(self)
+            }
+        )
+
+
+def assemble(
+    sequences: Sequence[Sequence[Document[ImageInput]]],
+    *,
+    layout: SequenceLayout,
+    special: SpecialIds,
+    sequence_length: int,
+    image_slots: int,
+    text_rows: int,
+    latent_shape: tuple[int, int, int],
+) -> PackedBatch:
+    """A batch of the documents that were packed into each sequence; an empty sequence is all padding.
+
+    A position has a text target when it is no patch and no BOI and the next position is of the same document.
+    So BOI is a target (it is how the model decides to draw) and EOI never is (it is appended by rule):
+
+        BOS c1 c2 BOI p p EOI EOS      c1 c2 BOI - - - EOS -
+
+    Args:
+        latent_shape: Channels, height and width of every latent.
+
+    Raises:
+        ValueError: A sequence, the image slots or the text rows overflow, or a latent has another shape.
+    """
+    num_patches = layout.num_patches(latent_shape[1], latent_shape[2])
+    rows = [
+        _lay_out(documents, special, sequence_length, layout, num_patches)
+        for documents in sequences
+    ]
+    images = [image for row in rows for image in row.images]
+    targets = np.concatenate(
+        [s * sequence_length + row.target_positions for s, row in enumerate(rows)]
+        or [np.zeros(0, np.int64)]
+    )
+    if len(images) > image_slots:
+        raise ValueError(f"{len(images)} images for {image_slots} image slots")
+    if len(targets) > text_rows:
+        raise ValueError(f"{len(targets)} text targets for {text_rows} text rows")
+
+    latents = np.zeros((image_slots, *latent_shape), np.float32)
+    noise = np.zeros_like(latents)
+    timesteps = np.zeros(image_slots, np.int64)
+    image_weight = np.zeros(image_slots, np.float32)
+    past_the_end = len(rows) * sequence_length
+    image_positions = np.full((image_slots, num_patches), past_the_end, np.int64)
+    slot = 0
+    for s, row in enumerate(rows):
+        for place, image in zip(row.places, row.images, strict=True):
+            if image.latent.shape != latent_shape or image.noise.shape != latent_shape:
+                raise ValueError(
+                    f"latent {image.latent.shape}, noise {image.noise.shape}: must be {latent_shape}"
+                )
+            latents[slot], noise[slot] = image.latent, image.noise
+            timesteps[slot], image_weight[slot] = image.timestep, 1.0
+            first = s * sequence_length + place.boi + 1
+            image_positions[slot] = np.arange(first, first + num_patches)
+            slot += 1
+
+    token_ids = np.stack([row.token_ids for row in rows])
+    ranges = [
+        key_ranges(
+            document_lengths=row.document_lengths,
+            images=row.places,
+            sequence_length=sequence_length,
+            image_attention=layout.image_attention,
+        )
+        for row in rows
+    ]
+    num_targets = len(targets)
+    row_index = np.zeros(text_rows, np.int64)
+    row_index[:num_targets] = targets
+    text_targets = np.full(text_rows, special.pad, np.int64)
+    # A target's successor lies in the same row, so the flat index may step by one.
+    text_targets[:num_targets] = token_ids.reshape(-1)[targets + 1]
+    text_weight = np.zeros(text_rows, np.float32)
+    text_weight[:num_targets] = 1.0
+    return PackedBatch(
+        token_ids=torch.from_numpy(token_ids),
+        position_ids=torch.from_numpy(np.stack([r.position_ids for r in ranges])),
+        lo=torch.from_numpy(np.stack([r.lo for r in ranges])),
+        hi=torch.from_numpy(np.stack([r.hi for r in ranges])),
+        latents=torch.from_numpy(latents),
+        noise=torch.from_numpy(noise),
+        timesteps=torch.from_numpy(timesteps),
+        image_positions=torch.from_numpy(image_positions),
+        image_weight=torch.from_numpy(image_weight),
+        text_rows=torch.from_numpy(row_index),
+        text_targets=torch.from_numpy(text_targets),
+        text_weight=torch.from_numpy(text_weight),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Row:
+    token_ids: Int[np.ndarray, " n"]
+    target_positions: Int[np.ndarray, " k"]
+    document_lengths: list[int]
+    places: list[ImagePlace]
+    images: list[ImageInput]
+
+
+def _lay_out(
+    documents: Sequence[Document[ImageInput]],
+    special: SpecialIds,
+    sequence_length: int,
+    layout: SequenceLayout,
+    num_patches: int,
+) -> _Row:
+    lengths = [layout.document_length(document) for document in documents]
+    if sum(lengths) > sequence_length:
+        raise ValueError(
+            f"documents of {sum(lengths)} positions in a sequence of {sequence_length}"
+        )
+    token_ids = np.full(sequence_length, special.pad, np.int64)
+    has_target = np.zeros(sequence_length, bool)
+    places: list[ImagePlace] = []
+    images: list[ImageInput] = []
+    start = 0
+    for document, length in zip(documents, lengths, strict=True):
+        end = start + length
+        has_target[start : end - 1] = True
+        at = start
+        if document.opens:
+            token_ids[at] = special.bos
+            at += 1
+        for span in document.spans:
+            if isinstance(span, TextSpan):
+                token_ids[at : at + len(span.ids)] = span.ids
+                at += len(span.ids)
+                continue
+            if span.num_patches != num_patches:
+                raise ValueError(
+                    f"an image of {span.height_patches} x {span.width_patches} patches "
+                    f"where the latents have {num_patches}"
+                )
+            image = span.reference
+            places.append(
+                ImagePlace(boi=at, num_patches=num_patches, drop_caption=image.drop_caption)
+            )
+            images.append(image)
+            token_ids[at] = special.boi
+            has_target[at : at + 1 + num_patches] = False
+            at += layout.image_length(num_patches)
+            token_ids[at - 1] = special.eoi
+        if document.closes:
+            token_ids[at] = special.eos
+        start = end
+    return _Row(
+        token_ids=token_ids,
+        target_positions=np.flatnonzero(has_target),
+        document_lengths=lengths,
+        places=places,
+        images=images,
+    )

@@ -1,0 +1,54 @@
+"""How a document lies in a sequence. A plan made for one layout is refused by a model of another.
+
+document = [BOS] span span ... [EOS]
+image    = [BOI] patch patch ... patch [EOI]      patches row by row
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from transfusion.config import Config
+from transfusion.sequence.document import Document, TextSpan
+
+ImageAttention = Literal["bidirectional", "causal"]
+
+
+class SequenceLayout(Config):
+    """What decides the length of a document and what its positions see."""
+
+    patch_size: int = Field(default=2, ge=1)
+    """Side of a patch, in latent pixels."""
+
+    image_attention: ImageAttention = "bidirectional"
+    """Whether a patch sees all patches of its own image, or only those before it."""
+
+    def patches(self, pixels: int) -> int:
+        """Patches along a side of `pixels` latent pixels.
+
+        Raises:
+            ValueError: The patch size does not divide the side.
+        """
+        if pixels < 1 or pixels % self.patch_size:
+            raise ValueError(
+                f"a latent side must be a positive multiple of patch_size {self.patch_size}, got {pixels}"
+            )
+        return pixels // self.patch_size
+
+    def num_patches(self, height: int, width: int) -> int:
+        """Patches of a latent of `height` x `width` latent pixels."""
+        return self.patches(height) * self.patches(width)
+
+    def image_length(self, num_patches: int) -> int:
+        """Positions that an image takes: BOI, patches, EOI."""
+        return num_patches + 2
+
+    def document_length(self, document: Document) -> int:
+        """Positions that a document takes."""
+        length = int(document.opens) + int(document.closes)
+        for span in document.spans:
+            if isinstance(span, TextSpan):
+                length += len(span.ids)
+            else:
+                length += self.image_length(span.num_patches)
+        return length
