@@ -1,7 +1,7 @@
 """Both losses in one place: next tokens on text, noise on images, and how they add up.
 
-Everything is a sum and a count, never a mean: means of micro-batches or of ranks would re-weight documents by padding
-and accumulation. Only the global batch is divided by.
+Everything is a sum and a count, never a mean: means of micro-batches or of ranks would re-weight
+documents by padding and accumulation. Only the global batch is divided by.
 Axes: r = text rows, m = image slots, c h w = latent, v = vocabulary.
 """
 

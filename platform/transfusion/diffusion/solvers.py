@@ -1,10 +1,11 @@
 """Solvers: diffusers' schedulers with settings that keep the variance of latents.
 
-diffusers' defaults are made for pixels in [-1, 1]. On latents of unit variance a clip at 1 shrinks the standard
-deviation to .68, and at the last timesteps of the cosine schedule, where all but no signal is left, a small error in
-the prediction grows without bound. So x_0 is clamped at 5 where the solver can clamp, and every
-solver starts below the last timestep (leading spacing) or where half the log-SNR is -5.1.
-The proof is an exact Gaussian denoiser with 2% error: the standard deviation stays within .05 of 1.
+diffusers' defaults are made for pixels in [-1, 1]. On latents of unit variance a clip at 1 shrinks
+the standard deviation to .68, and at the last timesteps of the cosine schedule, where next to no
+signal is left, a small error in the prediction grows without bound. So x_0 is clamped at 5 where the
+solver can clamp, and every solver starts below the last timestep (leading spacing); DPM-Solver++
+where half the log-SNR is -5.1. The proof is an exact Gaussian denoiser with 2% error: the standard
+deviation stays within .05 of 1.
 """
 
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ def make_solver(
     schedule: ScheduleName = "cosine",
     num_timesteps: int = 1000,
 ) -> Any:
-    """A diffusers scheduler, its timesteps set: `for t in solver.timesteps: x = solver.step(eps, t, x).prev_sample`.
+    """A diffusers scheduler with its timesteps set: `solver.step(eps, t, x).prev_sample` at each of them.
 
     A scheduler counts its steps: make one for each image or batch of images.
 

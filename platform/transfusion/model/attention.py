@@ -1,8 +1,10 @@
 """Attention where query q sees the keys lo[q] <= k < hi[q]: one description, a backend for each device.
 
-A backend is planned once a batch and shared by all layers. On CPU queries go in blocks, and each block reads only the
-slice of keys that any of its queries sees. On CUDA FlexAttention compiles the interval. Neither holds an N x N matrix.
-Axes: b = sequences, n = positions, q = queries, k = keys, h = query heads, g = key and value heads, e = head width.
+A backend is planned once a batch and shared by all layers. On CPU queries go in blocks, and each block
+reads only the slice of keys that any of its queries sees. On CUDA FlexAttention compiles the interval.
+Neither holds an N x N matrix.
+Axes: b = sequences, n = positions, q = queries, k = keys, h = query heads, g = key and value heads,
+e = head width.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,8 +1,9 @@
 """Keys and values of what was already read, one row for each branch of each request.
 
-A row is a sequence of its own: its length is the caller's knowledge, told by `lo` and `hi` of the queries. A step writes
-its keys at the slots it is given and then reads. So a denoising step overwrites the patches of the step before it by using
-the same slots again, and rows of different lengths run in one batch: padding queries write to `dummy_slot`.
+A row is a sequence of its own: its length is the caller's knowledge, told by `lo` and `hi` of the
+queries. A step writes its keys at the slots it is given and then reads. So a denoising step overwrites
+the patches of the step before it by using the same slots again, and rows of different lengths run in
+one batch: padding queries write to `dummy_slot`.
 Axes: l = layers, b = rows, q = queries, s = slots, g = key and value heads, e = head width.
 """
 

@@ -1,7 +1,7 @@
 """First values of every weight, drawn on CPU from the seed and the weight's name alone.
 
-So the values depend neither on device and sharding nor on the order of modules, and a new option that adds a weight
-leaves the others as they were.
+So the values depend neither on device and sharding nor on the order of modules, and a new option that
+adds a weight leaves the others as they were.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 STD = 0.02
-"""Of matrices and embeddings; output matrices of blocks get it over sqrt(2 depth), so that the stream keeps its size."""
+"""Of matrices and embeddings; output matrices of blocks get it over sqrt(2 depth)."""
 
 _NOISE_OUT = ("up.project.weight", "up.conv_out.weight")
 

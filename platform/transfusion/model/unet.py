@@ -1,14 +1,19 @@
 """The U-Net adapter: residual levels before the transformer and after it, with a long skip round it.
 
-    latent -> level 0 -> halve -> level 1 ... -> vectors -> transformer -> vectors ... level 1 -> double -> level 0 -> noise
-                 \\_________________________ skips _________________________________________/
+    latent                          noise
+    level 0 ------- skips ------- level 0
+     halve                         double
+    level 1 ------- skips ------- level 1
+    vectors --- transformer ----- vectors
 
 Plain norms; the timestep is added inside each residual block, on both ways. Convolutions see one image only.
 Source: Zhou et al. 2024, arXiv:2408.11039, footnote 7 (no block-level description is published).
-Axes: m = images, c h w = a feature map, p = patches, d = width of the transformer, t = width of the time embedding.
+Axes: m = images, c h w = a feature map, p = patches, d = width of the transformer, t = width of the
+time embedding.
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +76,7 @@ class UNetDown(nn.Module):
             for channels in unet.channels
         )
         self.halvings = nn.ModuleList(
-            _conv(wide, narrow, stride=2)
-            for wide, narrow in zip(unet.channels[:-1], unet.channels[1:], strict=True)
+            _conv(wide, narrow, stride=2) for wide, narrow in pairwise(unet.channels)
         )
         self.norm = _norm(unet.channels[-1])
         self.project = nn.Linear(unet.channels[-1], config.dim)
@@ -112,9 +116,7 @@ class UNetUp(nn.Module):
             )
             for width in channels
         )
-        self.doublings = nn.ModuleList(
-            _conv(narrow, wide) for narrow, wide in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.doublings = nn.ModuleList(_conv(narrow, wide) for narrow, wide in pairwise(channels))
         self.norm = _norm(channels[-1])
         self.conv_out = _conv(channels[-1], latent_channels)
 
