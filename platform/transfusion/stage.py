@@ -163,6 +163,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._tell({})
 
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since this progress began."""
+        return time.monotonic() - self._started
+
     def start_at(self, done: int) -> None:
         """Work that was there before: shown as done, not counted in the rate."""
         self.done = self._first = done

@@ -1,5 +1,6 @@
 """A store in a local folder."""
 
+import builtins
 import contextlib
 import os
 import shutil
@@ -55,10 +56,18 @@ class LocalStore(Store):
             for name in names:
                 if not name.startswith(".tmp-"):
                     place = Path(folder, name)
-                    found.append(
-                        Entry(place.relative_to(self.root).as_posix(), place.stat().st_size)
-                    )
+                    stat = place.stat()
+                    path = place.relative_to(self.root).as_posix()
+                    found.append(Entry(path, stat.st_size, stat.st_mtime))
         yield from sorted(found)
+
+    def children(self, prefix: str) -> builtins.list[str]:
+        top = self._at(prefix)
+        return (
+            sorted(f"{prefix}/{place.name}" for place in top.iterdir() if place.is_dir())
+            if top.is_dir()
+            else []
+        )
 
     def delete(self, path: str) -> None:
         place = self._at(path)

@@ -1,5 +1,6 @@
 """A store in an S3 bucket, through s3fs."""
 
+import builtins
 import errno
 import functools
 import os
@@ -99,7 +100,24 @@ class S3Store(Store):
                 return
             raise
         for key in sorted(found):
-            yield Entry(key.removeprefix(self.root).lstrip("/"), int(found[key]["size"]))
+            info = found[key]
+            modified = info.get("LastModified")
+            seconds = modified.timestamp() if modified is not None else time.time()
+            yield Entry(key.removeprefix(self.root).lstrip("/"), int(info["size"]), seconds)
+
+    def children(self, prefix: str) -> builtins.list[str]:
+        try:
+            found = self._retry("list", prefix, lambda fs, key: fs.ls(key, detail=True))
+        except ArtifactError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
+        names = (
+            item["name"].removeprefix(self.root).strip("/")
+            for item in found
+            if item["type"] == "directory"
+        )
+        return sorted(names)
 
     def delete(self, path: str) -> None:
         if self.exists(path):

@@ -4,6 +4,7 @@ A store promises two things that plain files do not: a name appears whole or not
 who was first. Everything above it (artifacts, shard pools, checkpoints) is built on these two.
 """
 
+import builtins
 import hashlib
 import os
 import tempfile
@@ -22,6 +23,8 @@ class Entry(NamedTuple):
 
     path: str
     size_bytes: int
+    modified_s: float
+    """Seconds since the epoch, by the store's clock: for the age floor of `gc`, never for ordering."""
 
 
 class Store(ABC):
@@ -60,6 +63,10 @@ class Store(ABC):
     @abstractmethod
     def list(self, prefix: str) -> Iterator[Entry]:
         """Every object below a folder, sorted by path; nothing when there is no such folder."""
+
+    @abstractmethod
+    def children(self, prefix: str) -> builtins.list[str]:
+        """The folders right below a folder, sorted; one request, whatever lies below them."""
 
     @abstractmethod
     def delete(self, path: str) -> None:

@@ -1,0 +1,1 @@
+"""Walking a plan here, or handing it to a cluster."""

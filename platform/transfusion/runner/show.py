@@ -1,0 +1,175 @@
+"""What people and scripts are told of plans, runs and artifacts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transfusion.artifacts.artifact import Artifact, find_artifact, open_artifact
+from transfusion.errors import ArtifactError, SpecError
+from transfusion.runner.run import StageResult, summary
+from transfusion.spec.job import Job, read_job
+from transfusion.spec.plan import PlannedStage, plan_job
+from transfusion.stage import duration
+from transfusion.storage.store import Store, open_store
+
+
+def plan_text(plan: Sequence[PlannedStage], store: Store) -> str:
+    """A line a stage: status, name, identity, and why."""
+    width = max(len(planned.stage.name) for planned in plan)
+    lines = [f"store {store.uri}"]
+    for planned in plan:
+        why = "; ".join(planned.reasons) if planned.status == "changed" else ""
+        lines.append(
+            f"  {planned.status:8} {planned.stage.name:{width}}  {planned.fingerprint[:12]}  "
+            f"{planned.stage.uses}{f'  ({why})' if why else ''}"
+        )
+    run = [planned.stage.name for planned in plan if planned.status != "cached"]
+    lines.append(
+        f"{len(run)} of {len(plan)} stages would run{f': {chr(44).join(run)}' if run else ''}"
+    )
+    return "\n".join(lines)
+
+
+def results_text(results: Sequence[StageResult], job: Job, path: Path) -> str:
+    """The end of a run: what ran, where the results are, and what to do next."""
+    store = open_store(job.file.store)
+    lines = [summary(results)]
+    shown = {"report": "report", "evaluation": "samples", "model": "model"}
+    for result in results:
+        label = shown.get(result.artifact.kind)
+        if label is not None:
+            lines.append(f"{label:8} {_place(store, result.artifact)}")
+    if any(result.artifact.kind == "model" for result in results):
+        lines.append(f"serve it: transfusion serve {path}")
+        lines.append(f'or draw:  transfusion sample {path} --prompt "..."')
+    return "\n".join(lines)
+
+
+def _place(store: Store, artifact: Artifact) -> str:
+    """The address a person opens: the page of a report, the folder of anything else."""
+    files = artifact.manifest.content.files
+    for file in files:
+        if file.name.endswith(".html"):
+            return store.url(file.path)
+    first = files[0]
+    return store.url(first.path.removesuffix(first.name).rstrip("/"))
+
+
+def job_status(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
+    """`{"stages": {NAME: {"status", "fingerprint", "path", "metrics", ...}}}` of a job."""
+    job = read_job(path, overrides)
+    store = open_store(job.file.store)
+    stages = {}
+    for planned in plan_job(job, store):
+        artifact = find_artifact(store, uses=planned.stage.uses, fingerprint=planned.fingerprint)
+        stages[planned.stage.name] = {
+            "status": planned.status,
+            "uses": planned.stage.uses,
+            "fingerprint": planned.fingerprint,
+            "path": store.url(planned.path),
+            **(
+                _described(artifact)
+                if artifact
+                else {"metrics": {}, "reasons": list(planned.reasons)}
+            ),
+        }
+    return {"job": job.name, "store": store.uri, "stages": stages}
+
+
+def artifact_status(address: str) -> dict[str, Any]:
+    """One artifact, given by its folder, with its lineage down to the raw input."""
+    store_uri, path = _split(address)
+    store = open_store(store_uri)
+    lineage: dict[str, Any] = {}
+    ahead = [path]
+    while ahead:
+        artifact = open_artifact(store, f"{ahead.pop(0)}/manifest.json")
+        manifest = artifact.manifest
+        if artifact.path in lineage:
+            continue
+        lineage[artifact.path] = {
+            "status": "cached",
+            "name": manifest.stage,
+            "uses": manifest.uses,
+            "fingerprint": manifest.fingerprint,
+            "path": store.url(artifact.path),
+            **_described(artifact),
+            "inputs": {role: reference.path for role, reference in manifest.inputs.items()},
+        }
+        ahead += [reference.path for reference in manifest.inputs.values()]
+    return {"job": address, "store": store.uri, "stages": lineage}
+
+
+def _split(address: str) -> tuple[str, str]:
+    """Store and path of `.../<uses>/<fingerprint>[/...]`."""
+    parts = address.rstrip("/").removesuffix("/manifest.json").split("/")
+    for index in range(len(parts) - 1, 0, -1):
+        uses = parts[index - 1]
+        if uses.startswith(("transfusion.", "data_pipelines.")):
+            return "/".join(parts[: index - 1]) or ".", f"{uses}/{parts[index]}"
+    raise ArtifactError(f"{address}: is no artifact; it must read STORE/transfusion.x/FINGERPRINT")
+
+
+def _described(artifact: Artifact) -> dict[str, Any]:
+    manifest = artifact.manifest
+    outcomes = manifest.content.outcomes
+    return {
+        "digest": manifest.digest,
+        "metrics": manifest.content.metrics,
+        "metadata": manifest.content.metadata,
+        "outcomes": outcomes.model_dump() if outcomes else None,
+        "files": len(manifest.content.files),
+        "bytes": sum(file.bytes for file in manifest.content.files),
+        "timings": manifest.timings,
+        "provenance": manifest.provenance,
+    }
+
+
+def status_text(status: dict[str, Any]) -> str:
+    """The status for a terminal."""
+    lines = [f"{status['job']}  in  {status['store']}"]
+    for name, stage in status["stages"].items():
+        took = stage.get("timings", {}).get("seconds")
+        lines.append(
+            f"\n{stage['status']:8} {stage.get('name', name)}  {stage['fingerprint'][:12]}"
+            f"{f'  {duration(took)}' if took is not None else ''}\n         {stage['path']}"
+        )
+        outcomes = stage.get("outcomes")
+        if outcomes:
+            refused = {**outcomes["filtered"], **outcomes["rejected"]}
+            told = "".join(f", {count:,} {reason}" for reason, count in refused.items())
+            lines.append(
+                f"         {outcomes['written']:,} of {outcomes['input']:,} rows written{told}"
+            )
+        lines += [f"         {key:42} {value:.4g}" for key, value in stage["metrics"].items()]
+        lines += [f"         {reason}" for reason in stage.get("reasons", ())]
+    return "\n".join(lines)
+
+
+def model_folder(path: Path, overrides: Sequence[str] = ()) -> Path:
+    """The local folder of a model package, given as such or as the job that made it.
+
+    Raises:
+        SpecError: The job makes no model, or more than one.
+        ArtifactError: It was not made yet.
+    """
+    if path.suffix not in {".yaml", ".yml"}:
+        if not (path / "config.json").is_file():
+            raise ArtifactError(f"{path}: is no model package: it holds no config.json")
+        return path
+    job = read_job(path, overrides)
+    models = [stage.name for stage in job.stages if stage.declaration.output == "model"]
+    wanted = job.file.endpoint.model if job.file.endpoint else None
+    name = wanted if wanted in models else models[0] if len(models) == 1 else None
+    if name is None:
+        raise SpecError(
+            f"{path}: endpoint.model must name one of its models: {', '.join(models) or 'none'}"
+        )
+    store = open_store(job.file.store)
+    planned = next(item for item in plan_job(job, store, until=name) if item.stage.name == name)
+    artifact = find_artifact(store, uses=planned.stage.uses, fingerprint=planned.fingerprint)
+    if artifact is None:
+        raise ArtifactError(
+            f"{path}: its model was not made yet; make it with: transfusion run {path}"
+        )
+    return artifact.folder()

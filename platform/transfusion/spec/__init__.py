@@ -1,0 +1,1 @@
+"""Reading, checking, ordering and fingerprinting a job file. Starts nothing; imports neither torch nor Ray."""

@@ -1,0 +1,27 @@
+"""Fixtures that every room shares."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray of two CPUs for the whole test session."""
+    from transfusion.runner.cluster import start_ray, stop_ray
+
+    start_ray(num_cpus=2, log=logging.getLogger("tests"))
+    yield
+    stop_ray()
+
+
+@pytest.fixture
+def repository() -> Path:
+    return Path(__file__).parent.parent
