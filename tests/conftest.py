@@ -25,3 +25,12 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture
 def repository() -> Path:
     return Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def s3_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A real S3 server for the session; set these variables to reach its bucket, `s3://bucket`."""
+    from tests.s3 import serve_s3
+
+    with serve_s3(tmp_path_factory.mktemp("s3")) as environment:
+        yield environment
