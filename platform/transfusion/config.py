@@ -6,6 +6,7 @@ A config model stands beside its owner. Every field is identity (it decides what
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -18,6 +19,11 @@ from transfusion.errors import SpecError
 C = TypeVar("C", bound=BaseModel)
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
+
+
+_SECRET = re.compile(
+    r"\$\{\s*oc\.env:[^}]*(?:KEY|SECRET|TOKEN|PASSWORD|CREDENTIAL)[^}]*\}", re.IGNORECASE
+)
 
 
 class _Place:
@@ -151,6 +157,13 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         if not isinstance(loaded, DictConfig):
             raise SpecError(f"{path}: must be a mapping of keys to values")
         merged = OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        secret = _SECRET.search(OmegaConf.to_yaml(merged, resolve=False))
+        if secret:
+            # A resolved job is saved, submitted and shown: what it holds is no secret any more.
+            raise SpecError(
+                f"{path}: {secret[0]}: a job file must not read a secret from the environment; credentials "
+                "reach the libraries that need them through the environment itself"
+            )
         plain = OmegaConf.to_container(merged, resolve=True)
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError, ValueError) as error:
         raise SpecError(f"{path}: {' '.join(str(error).split())}") from error

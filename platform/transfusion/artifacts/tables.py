@@ -7,6 +7,7 @@ to a store through one.
 import hashlib
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -44,9 +45,10 @@ class _Hashing(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any) -> int:
+        # pyarrow hands over buffers of its own kind, zero-copy.
         self._digest.update(data)
-        return len(data)
+        return memoryview(data).nbytes
 
 
 def parquet_bytes(table: pa.Table, *, raw_columns: Sequence[str] = ()) -> bytes:
