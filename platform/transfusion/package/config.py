@@ -1,0 +1,59 @@
+"""Configuration of the package stage, and how a packaged model is sampled unless a caller says otherwise."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from transfusion.config import Config
+
+Solver = Literal["ddpm", "ddim", "dpm++", "unipc"]
+"""The names of `diffusion.solvers.SOLVERS`, which cannot be imported where torch may not be."""
+
+SOLVER_STEPS: Mapping[Solver, tuple[int, int]] = MappingProxyType(
+    {"ddpm": (100, 1000), "ddim": (50, 1000), "dpm++": (10, 250), "unipc": (10, 250)}
+)
+"""Fewest and most steps with which each solver keeps the variance of latents, as in `diffusion.solvers`."""
+
+
+class SamplingDefaults(Config):
+    """How images are drawn and text is written."""
+
+    solver: Solver = "ddim"
+    """How noise is taken away."""
+
+    num_inference_steps: int = Field(50, ge=1)
+    """Denoising steps of an image."""
+
+    guidance_scale: float = Field(3.0, ge=0, le=20)
+    """1 draws what the prompt says without emphasis; more follows it harder."""
+
+    temperature: float = Field(1.0, ge=0, le=2)
+    """Of text; 0 always takes the likeliest token."""
+
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Text is drawn from the likeliest tokens that hold this much probability."""
+
+    top_k: int = Field(0, ge=0)
+    """Text is drawn from this many likeliest tokens; 0 for all."""
+
+    @model_validator(mode="after")
+    def _steps_keep_the_variance(self) -> "SamplingDefaults":
+        low, high = SOLVER_STEPS[self.solver]
+        if not low <= self.num_inference_steps <= high:
+            raise ValueError(
+                f"num_inference_steps must be {low} to {high} for solver {self.solver!r}, "
+                f"got {self.num_inference_steps}"
+            )
+        return self
+
+
+class PackageStageConfig(Config):
+    """What the package says beside the weights."""
+
+    sampling: SamplingDefaults = SamplingDefaults()
+    """Defaults for whoever samples from it."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the stored weights."""

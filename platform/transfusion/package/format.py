@@ -1,0 +1,131 @@
+"""The layout of a package and its `config.json`, which names every other file by its sha256.
+
+config.json             this model: what it is, how to sample it, what it was made from
+model.safetensors       weights as trained
+ema.safetensors         their moving average, what is sampled unless asked otherwise
+tokenizer.model         sentencepiece
+autoencoder/            diffusers layout, and latent_statistics.json
+README.md               the model card
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, JsonValue, field_validator
+
+from transfusion.config import Config, validate
+from transfusion.diffusion.schedules import ScheduleName
+from transfusion.errors import ArtifactError
+from transfusion.model.config import ModelConfig
+from transfusion.package.config import SamplingDefaults
+from transfusion.sequence.layout import SequenceLayout
+from transfusion.sequence.special import SpecialIds
+
+FORMAT = "transfusion.package/1"
+CONFIG, CARD, TOKENIZER, AUTOENCODER = (
+    "config.json",
+    "README.md",
+    "tokenizer.model",
+    "autoencoder",
+)
+
+Weights = Literal["ema", "raw"]
+WEIGHT_FILES: dict[Weights, str] = {"ema": "ema.safetensors", "raw": "model.safetensors"}
+
+
+class LineageEntry(Config):
+    """One artifact that the model was made from, directly or not."""
+
+    stage: str
+    """Its name in the job."""
+    uses: str
+    fingerprint: str
+    digest: str
+    """Digest of its content."""
+    inputs: dict[str, str] = {}
+    """Role to fingerprint."""
+    config: dict[str, JsonValue] = {}
+
+
+class PackageConfig(Config):
+    """`config.json`."""
+
+    format: Literal["transfusion.package/1"] = "transfusion.package/1"
+    name: str = Field(min_length=1)
+    """What the model calls itself: its architecture and the beginning of its fingerprint."""
+    model: ModelConfig
+    num_pieces: int = Field(ge=1)
+    """Pieces of the tokenizer; the special ids follow them."""
+    special_ids: dict[str, int]
+    """pad, bos, eos, boi, eoi: for readers that are not this program."""
+    layout: SequenceLayout
+    sequence_length: int = Field(ge=2)
+    """Positions that the model was trained on: the longest context."""
+    latent_channels: int = Field(ge=1)
+    latent_height: int = Field(ge=1)
+    latent_width: int = Field(ge=1)
+    image_size_px: int = Field(ge=1)
+    schedule: ScheduleName
+    num_timesteps: int = Field(ge=2)
+    sampling: SamplingDefaults
+    lineage: list[LineageEntry] = []
+    """Nearest first."""
+    files: dict[str, str]
+    """sha256 of every other file."""
+
+    @field_validator("files")
+    @classmethod
+    def _stays_inside(cls, files: dict[str, str]) -> dict[str, str]:
+        for name in files:
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name.split("/"):
+                raise ValueError(f"a file name must stay inside the package, got {name!r}")
+        return files
+
+    @property
+    def special(self) -> SpecialIds:
+        """The special ids."""
+        return SpecialIds.after(self.num_pieces)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return (self.latent_channels, self.latent_height, self.latent_width)
+
+    @property
+    def num_patches(self) -> int:
+        """Positions of an image between BOI and EOI."""
+        return self.layout.num_patches(self.latent_height, self.latent_width)
+
+
+def read_config(folder: Path) -> PackageConfig:
+    """The config of a package.
+
+    Raises:
+        ArtifactError: It is missing, of another format, or not valid; every fault is named.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise ArtifactError(
+            f"{folder}: is not a model package: it holds no {CONFIG}; "
+            "give the folder that the package stage made"
+        )
+    try:
+        values = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(f"{path}: is not JSON: {error}") from error
+    found = values.get("format") if isinstance(values, dict) else None
+    if found != FORMAT:
+        raise ArtifactError(
+            f"{path}: format must be {FORMAT!r}, got {found!r}; export the model again"
+        )
+    config, faults = validate(PackageConfig, values, where=str(path))
+    if config is None:
+        raise ArtifactError("\n".join(faults))
+    expected = SpecialIds.after(config.num_pieces)
+    if any(getattr(expected, name, None) != token for name, token in config.special_ids.items()):
+        raise ArtifactError(
+            f"{path}: special_ids must follow the {config.num_pieces} pieces, got {config.special_ids}"
+        )
+    return config

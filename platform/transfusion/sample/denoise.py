@@ -1,0 +1,110 @@
+"""Drawing images behind prefixes that lie in a cache: both branches of guidance in one batch.
+
+The conditional branch sees its whole prefix and BOI; the null branch sees exactly [BOI], as a dropped caption
+left it in training, and at the same position ids (rotary attention is relative: any start would do).
+Rows of the work cache: conditional rows first, then null rows. Prefixes stay in the cache; each step writes its
+patches over those of the step before.
+Axes: m = images, b = rows of the work cache (branch m), p = patches, d = width, c h w = latent.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from transfusion.diffusion.guidance import guide
+from transfusion.diffusion.solvers import make_solver
+from transfusion.model.cache import CacheStep, KeyValueCache
+from transfusion.model.transformer import TransfusionModel
+from transfusion.package.format import PackageConfig
+from transfusion.sample.params import SamplingParams
+
+Watch = Callable[[], None]
+"""Called at every step; raises to give up."""
+
+
+def draw_noise(
+    generators: Sequence[torch.Generator], shape: tuple[int, int, int]
+) -> Float[Tensor, "m c h w"]:
+    """The noise that each image starts from, drawn on CPU: the same on every device."""
+    return torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+@torch.inference_mode()
+def draw_images(
+    model: TransfusionModel,
+    prefixes: KeyValueCache,
+    *,
+    lengths: Sequence[int],
+    params: SamplingParams,
+    generators: Sequence[torch.Generator],
+    config: PackageConfig,
+    watch: Watch | None = None,
+) -> Float[Tensor, "m c h w"]:
+    """One normalised latent for each row of `prefixes`.
+
+    Args:
+        prefixes: One row an image, BOI not read yet; it has room for an image and is written to.
+        lengths: Positions that each prefix holds.
+        params: Solver, steps and guidance, shared by all; seeds are the generators'.
+        generators: One an image, on CPU.
+    """
+    device = prefixes.keys.device
+    num_images, num_patches = len(lengths), config.num_patches
+    guided = params.guidance_scale != 1
+    cache = _with_null_rows(prefixes) if guided else prefixes
+    first = torch.tensor(list(lengths) + [0] * (num_images if guided else 0), device=device)
+    boi_positions = torch.tensor(list(lengths) * (2 if guided else 1), device=device)
+    boi = torch.full_like(first, config.special.boi)
+    model.transform(
+        model.embed_tokens(rearrange(boi, "b -> b 1")),
+        position_ids=rearrange(boi_positions, "b -> b 1"),
+        attention=CacheStep.plan(
+            cache,
+            slots=rearrange(first, "b -> b 1"),
+            lo=torch.zeros_like(rearrange(first, "b -> b 1")),
+            hi=rearrange(first + 1, "b -> b 1"),
+            num_keys=max(lengths) + 1,
+        ),
+    )
+    order = torch.arange(1, num_patches + 1, device=device)
+    slots = rearrange(first, "b -> b 1") + order
+    hi = slots + 1
+    if config.layout.image_attention == "bidirectional":
+        hi = hi[:, -1:].expand_as(hi)
+    attention = CacheStep.plan(
+        cache, slots=slots, lo=torch.zeros_like(hi), hi=hi, num_keys=max(lengths) + 1 + num_patches
+    )
+    position_ids = rearrange(boi_positions, "b -> b 1") + order
+
+    solver = make_solver(
+        params.solver,
+        num_steps=params.num_inference_steps,
+        schedule=config.schedule,
+        num_timesteps=config.num_timesteps,
+    )
+    # Solvers multiply by tables that they keep in the dtype of the betas: the state stays fp32.
+    state = draw_noise(generators, config.latent_shape).to(device)
+    noise = {"generator": list(generators)} if params.solver in ("ddpm",) else {}
+    branches = 2 if guided else 1
+    for timestep in solver.timesteps:
+        if watch is not None:
+            watch()
+        times = torch.full((num_images,), int(timestep), device=device)
+        encoded = model.encode_images(state, times).for_branches(branches)
+        hidden = model.transform(encoded.patches, position_ids=position_ids, attention=attention)
+        epsilon = model.decode_images(hidden, times.repeat(branches), encoded).float()
+        if guided:
+            conditional, unconditional = epsilon.chunk(2)
+            epsilon = guide(conditional, unconditional, params.guidance_scale)
+        state = solver.step(epsilon, timestep, state, **noise).prev_sample
+    return state
+
+
+def _with_null_rows(prefixes: KeyValueCache) -> KeyValueCache:
+    return KeyValueCache(
+        keys=torch.cat([prefixes.keys, torch.zeros_like(prefixes.keys)], dim=1),
+        values=torch.cat([prefixes.values, torch.zeros_like(prefixes.values)], dim=1),
+    )

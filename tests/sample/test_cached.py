@@ -1,0 +1,184 @@
+"""The cached sampler against the training forward pass, which caches nothing."""
+
+import numpy as np
+import pytest
+import torch
+from tiny import LATENT, NUM_PIECES, package_config, tiny_model
+
+from transfusion.diffusion.guidance import guide
+from transfusion.diffusion.schedules import alphas_cumprod
+from transfusion.diffusion.solvers import make_solver
+from transfusion.model.cache import KeyValueCache
+from transfusion.sample.denoise import draw_noise
+from transfusion.sample.engine import Request, generate
+from transfusion.sample.params import SamplingParams
+from transfusion.sample.reading import ImagePart, TextPart, read, read_tokens
+from transfusion.sequence.batch import assemble
+from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
+from transfusion.sequence.layout import SequenceLayout
+from transfusion.sequence.special import SpecialIds
+
+SPECIAL = SpecialIds.after(NUM_PIECES)
+LAYOUT = SequenceLayout(patch_size=2)
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def text(*ids: int) -> TextSpan:
+    return TextSpan(np.array(ids, np.int32))
+
+
+def image(latent: torch.Tensor, *, timestep: int = 0, drop: bool = False) -> ImageSpan:
+    given = ImageInput(
+        latent=latent.numpy(),
+        noise=np.zeros(LATENT, np.float32),
+        timestep=timestep,
+        drop_caption=drop,
+    )
+    return ImageSpan(2, 2, given)
+
+
+def forward(model, spans, *, layout=LAYOUT):
+    """One document, unpadded and alone: targets, logits at them, noise of its images."""
+    document = Document(tuple(spans))
+    length = layout.document_length(document)
+    images = sum(isinstance(span, ImageSpan) for span in spans)
+    batch = assemble(
+        [[document]],
+        layout=layout,
+        special=SPECIAL,
+        sequence_length=length,
+        image_slots=max(images, 1),
+        text_rows=length,
+        latent_shape=LATENT,
+    )
+    with torch.no_grad():
+        output = model(batch, batch.latents)
+    targets = batch.text_weight.bool()
+    return batch.text_targets[targets], output.logits[targets], output.epsilon
+
+
+@pytest.mark.parametrize("adapter", ["linear", "unet"])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+def test_reading_into_the_cache_equals_the_full_forward_pass(adapter: str, attention: str) -> None:
+    model = tiny_model(adapter=adapter)
+    layout = SequenceLayout(patch_size=2, image_attention=attention)
+    config = package_config(layout=layout)
+    first, second = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(1))
+    spans = [text(3, 4, 5), image(first), text(6), image(second), text(7, 8)]
+    expected = forward(model, spans, layout=layout)[1][-1]
+    short = forward(model, [text(3, 4)], layout=layout)[1][-1]
+
+    cache = KeyValueCache.allocate(model.config, num_rows=2, capacity=40)
+    parts = [
+        (TextPart((SPECIAL.bos, 3, 4, 5)), ImagePart(first), TextPart((6,)), ImagePart(second)),
+        (TextPart((SPECIAL.bos, 3)),),
+    ]
+    read(model, cache, parts, lengths=[0, 0], config=config)
+    hidden = read_tokens(model, cache, torch.tensor([7, 4]), lengths=[17, 2], writes=[True, True])
+    torch.testing.assert_close(model.logits(hidden)[1], short, **CLOSE)
+    hidden = read_tokens(model, cache, torch.tensor([8, 0]), lengths=[18, 3], writes=[True, False])
+    torch.testing.assert_close(model.logits(hidden)[0], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_drawing_equals_denoising_by_the_training_forward_pass(scale: float) -> None:
+    model, config = tiny_model(), package_config()
+    params = SamplingParams(
+        solver="ddim", num_inference_steps=50, guidance_scale=scale, seed=5, modalities=("image",)
+    )
+    clean = torch.randn(LATENT, generator=torch.Generator().manual_seed(2))
+    prompt = (TextPart((3, 4, 5)), ImagePart(clean), TextPart((6, 7)))
+    (result,) = generate(model, config, [Request(prompt, params)])
+
+    solver = make_solver("ddim", num_steps=50)
+    state = draw_noise([torch.Generator().manual_seed(5)], LATENT)
+    for timestep in solver.timesteps:
+        before = [text(3, 4, 5), image(clean), text(6, 7)]
+        now = {"timestep": int(timestep)}
+        epsilon = forward(model, [*before, image(state[0], **now)])[2][1:]
+        if scale != 1:
+            # What training shows where the caption is dropped: nothing before BOI.
+            null = forward(model, [*before, image(state[0], **now, drop=True)])[2][1:]
+            epsilon = guide(epsilon, null, scale)
+        state = solver.step(epsilon, timestep, state).prev_sample
+    torch.testing.assert_close(result.images[0], state[0], atol=1e-3, rtol=1e-3)
+    assert not torch.allclose(
+        state[0], draw_noise([torch.Generator().manual_seed(5)], LATENT)[0], atol=0.1
+    )
+
+
+def test_interleaved_greedy_generation_is_what_the_full_forward_pass_would_choose() -> None:
+    model, config = tiny_model(), package_config()
+    with torch.no_grad():
+        model.head.weight[SPECIAL.eos] = 0
+        model.head.weight[SPECIAL.boi] *= 3  # drawn often, not always
+    params = SamplingParams(
+        solver="dpm++", num_inference_steps=10, temperature=0.0, max_tokens=6, max_images=2
+    )
+    requests = [
+        Request((TextPart(ids),), params) for ids in [(3, 4), (9, 1, 2, 20), (5,), (11, 12)]
+    ]
+    results = generate(model, config, requests)
+    assert sum(len(result.images) for result in results) >= 2
+    for request, result in zip(requests, results, strict=True):
+        spans = []
+        for part in (*request.prompt, *result.parts):
+            spans.append(text(*part.ids) if isinstance(part, TextPart) else image(part.latent))
+        merged = [spans[0]]
+        for span in spans[1:]:
+            if isinstance(span, TextSpan) and isinstance(merged[-1], TextSpan):
+                merged[-1] = text(*merged[-1].ids, *span.ids)
+            else:
+                merged.append(span)
+        targets, logits, _ = forward(model, merged)
+        logits[:, [SPECIAL.pad, SPECIAL.bos, SPECIAL.eoi]] = -torch.inf
+        generated = slice(len(request.prompt[0].ids), None)
+        chosen = logits[generated].argmax(dim=-1)[:-1]
+        assert chosen.tolist() == targets[generated].tolist()[:-1]
+        assert result.num_tokens == 6
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm"])
+def test_a_request_gets_the_same_answer_alone_as_in_company(solver: str) -> None:
+    model, config = tiny_model(), package_config()
+
+    def request(seed: int, *ids: int, modalities=("text", "image")) -> Request:
+        params = SamplingParams(
+            solver=solver, num_inference_steps=100, seed=seed, max_tokens=5, modalities=modalities
+        )
+        return Request((TextPart(ids),), params)
+
+    requests = [
+        request(1, 3, modalities=("image",)),
+        request(2, 4, 5, 6, 7, 8, modalities=("image",)),
+        request(3, 9, 9, modalities=("text",)),
+        request(1, 3, 30, 2),
+    ]
+    together = generate(model, config, requests)
+    for one, among in zip(requests, together, strict=True):
+        (alone,) = generate(model, config, [one])
+        assert len(alone.parts) == len(among.parts)
+        for a, b in zip(alone.parts, among.parts, strict=True):
+            if isinstance(a, TextPart):
+                assert a == b
+            else:
+                torch.testing.assert_close(a.latent, b.latent, atol=1e-3, rtol=1e-3)
+
+
+def test_another_seed_draws_another_image() -> None:
+    model, config = tiny_model(), package_config()
+    params = [
+        SamplingParams(solver="dpm++", num_inference_steps=10, seed=s, modalities=("image",))
+        for s in (0, 1, 0)
+    ]
+    a, b, again = (
+        r.images[0]
+        for r in generate(model, config, [Request((TextPart((3,)),), p) for p in params])
+    )
+    assert (a - b).abs().max() > 0.5
+    torch.testing.assert_close(a, again, **CLOSE)
+
+
+def test_noise_tables_are_those_of_training() -> None:
+    expected = alphas_cumprod("cosine", 1000)
+    torch.testing.assert_close(make_solver("ddim", num_steps=50).alphas_cumprod, expected)
