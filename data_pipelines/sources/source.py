@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from data_pipelines.documents import Document, Rejected
 from transfusion.artifacts.canonical import canonical_json, fingerprint
@@ -44,6 +44,7 @@ class ShardDescriptor:
         return cls(identity=value["identity"], spec=value["spec"])
 
 
+@runtime_checkable
 class Source(Protocol):
     """What a source's module offers."""
 

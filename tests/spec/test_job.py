@@ -49,7 +49,10 @@ def test_five_mistakes_are_five_messages_with_places_and_remedies(tmp_path: Path
     file = tmp_path / "faulty.yaml"
     file.write_text(FAULTY)
     done = subprocess.run(
-        [sys.executable, "-m", "transfusion.cli", "plan", str(file)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "transfusion.cli", "plan", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2
     told = done.stderr.splitlines()
@@ -62,7 +65,10 @@ def test_five_mistakes_are_five_messages_with_places_and_remedies(tmp_path: Path
         ("stages.more.config.num_images: ", "got -1"),
         ("stages.pixels.inputs.images: there is no stage 'imagse'", "did you mean 'images'?"),
     ]:
-        assert any(line.startswith(f"{file}: {start}") and remedy in line for line in told), (start, told)
+        assert any(line.startswith(f"{file}: {start}") and remedy in line for line in told), (
+            start,
+            told,
+        )
     assert "Traceback" not in done.stderr
 
 
@@ -104,7 +110,9 @@ def test_a_fingerprint_moves_what_depends_on_it_and_nothing_else(job_file: Path)
 
 def test_the_store_is_no_part_of_an_identity(job_file: Path, tmp_path: Path) -> None:
     here, there = plan(job_file), plan(job_file, f"store={tmp_path / 'elsewhere'}")
-    assert [item.fingerprint for item in here.values()] == [item.fingerprint for item in there.values()]
+    assert [item.fingerprint for item in here.values()] == [
+        item.fingerprint for item in there.values()
+    ]
 
 
 def test_a_default_that_is_written_out_changes_nothing(job_file: Path) -> None:
@@ -117,7 +125,9 @@ def test_a_default_that_is_written_out_changes_nothing(job_file: Path) -> None:
 
 
 @pytest.mark.parametrize("uses", known_stages())
-def test_every_config_field_is_identity_or_a_location_and_no_resource_is_a_config_field(uses: str) -> None:
+def test_every_config_field_is_identity_or_a_location_and_no_resource_is_a_config_field(
+    uses: str,
+) -> None:
     """Resources (workers, GPUs, memory, tracking) come from a profile; none may slip into a config."""
 
     def leaves(model: type[Config]) -> set[str]:
@@ -146,13 +156,17 @@ def test_planning_is_quick_and_imports_neither_torch_nor_ray(job_file: Path) -> 
         "print(sorted({'torch', 'ray', 'pyarrow', 'diffusers'} & set(sys.modules)))"
     )
     started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code, str(job_file)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(job_file)], capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "[]"
     # Ten times the promised second: only a plan that runs something would take this long.
     assert time.monotonic() - started < 10
 
 
-@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("jobs/**/*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parents[2].glob("jobs/**/*.yaml")), ids=lambda p: p.name
+)
 def test_every_shipped_job_is_without_fault_and_says_what_it_is(file: Path) -> None:
     read_job(file)
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
@@ -169,7 +183,9 @@ def test_the_schema_accepts_every_shipped_job(repository: Path) -> None:
     for file in repository.glob("jobs/*.yaml"):
         errors = [
             error
-            for error in jsonschema.Draft202012Validator(schema).iter_errors(yaml.safe_load(file.read_text()))
+            for error in jsonschema.Draft202012Validator(schema).iter_errors(
+                yaml.safe_load(file.read_text())
+            )
             if "${" not in str(error.instance)
         ]
         assert not errors, (file, errors[0])
