@@ -19,6 +19,7 @@ _RACY_NS = 2_000_000_000
 """A file this young may change again within its clock tick: its hash is not memoised."""
 
 _BYTES_PREFIX = "bytes:"
+_ROWS_PER_TRANSACTION = 4096
 
 
 def key_of(relative: str) -> str:
@@ -131,6 +132,7 @@ class _Memo:
     def __init__(self) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transfusion"
         self._database: sqlite3.Connection | None = None
+        self._new: list[tuple[bytes, int, int, str]] = []
         with suppress(OSError, sqlite3.Error):
             cache.mkdir(parents=True, exist_ok=True)
             self._database = sqlite3.connect(cache / "content_hashes.sqlite", timeout=2)
@@ -149,15 +151,20 @@ class _Memo:
         return None
 
     def put(self, path: bytes, status: os.stat_result, digest: str) -> None:
-        if self._database is not None:
-            with suppress(sqlite3.Error):
-                self._database.execute(
-                    "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)",
-                    (path, status.st_size, status.st_mtime_ns, digest),
-                )
+        self._new.append((path, status.st_size, status.st_mtime_ns, digest))
+        if len(self._new) >= _ROWS_PER_TRANSACTION:
+            self._flush()
 
     def close(self) -> None:
+        self._flush()
         if self._database is not None:
-            with suppress(sqlite3.Error):
-                self._database.commit()
             self._database.close()
+
+    def _flush(self) -> None:
+        """In one short transaction: two planners side by side do not wait for each other's hashing."""
+        if self._database is not None and self._new:
+            with suppress(sqlite3.Error), self._database:
+                self._database.executemany(
+                    "INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", self._new
+                )
+        self._new.clear()

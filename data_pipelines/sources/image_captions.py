@@ -1,0 +1,146 @@
+"""Captions of an image folder: from metadata files and from .txt files beside the images."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from posixpath import dirname, join, normpath, splitext
+from typing import Any
+
+from data_pipelines.documents import Rejected
+from data_pipelines.sources.files import key_of
+from transfusion.errors import ArtifactError
+
+_MAX_CAPTION_BYTES = 1 << 20
+
+
+class Captions:
+    """What is said of each file, and what is wrong with the metadata."""
+
+    def __init__(self, root: Path, files: Sequence[str], *, column: str) -> None:
+        self.faults: list[Rejected] = []
+        self._root = root
+        self._files = set(files)
+        self._rows: dict[str, str | Rejected | None] = {}
+        for name in files:
+            if name.rsplit("/", 1)[-1] in _READERS:
+                self._take(name, column)
+
+    def named_files(self) -> set[str]:
+        """Files that a metadata row names, whatever their ending."""
+        return set(self._rows)
+
+    def of(self, name: str) -> str | Rejected | None:
+        """The caption of a file; None when nothing is said of it; Rejected when what is said is no text."""
+        said = self._rows.get(name)
+        return said if said is not None else self._beside(name)
+
+    def _take(self, metadata: str, column: str) -> None:
+        folder = dirname(metadata)
+        place = self._root / metadata
+        try:
+            rows = list(_READERS[metadata.rsplit("/", 1)[-1]](place))
+        except OSError as error:
+            raise ArtifactError(f"{place}: cannot be read: {error.strerror or error}") from error
+        for number, row in rows:
+            where = f"{key_of(metadata)}:{number}"
+            if isinstance(row, str):
+                self.faults.append(Rejected(where, "bad_metadata", row))
+                continue
+            file_name = row.get("file_name")
+            if not isinstance(file_name, str) or not file_name:
+                names = ", ".join(str(name) for name in row)
+                self.faults.append(
+                    Rejected(where, "bad_metadata", f"no 'file_name'; there are {names}"[:200])
+                )
+                continue
+            self._name(where, normpath(join(folder, file_name)), file_name, row.get(column))
+
+    def _name(self, where: str, name: str, shown: str, said: Any) -> None:
+        shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
+        if name.startswith(("../", "/")) or name == "..":
+            self.faults.append(Rejected(where, "outside_folder", shown))
+        elif name not in self._files:
+            self.faults.append(Rejected(where, "missing_file", shown))
+        elif name in self._rows:
+            self.faults.append(Rejected(where, "duplicate_key", f"{shown} has an earlier row"))
+        elif said is None or isinstance(said, str):
+            self._rows[name] = _checked(said)
+        else:
+            detail = f"{where}: the caption is a {type(said).__name__}"
+            self._rows[name] = Rejected(shown, "bad_caption", detail)
+
+    def _beside(self, name: str) -> str | Rejected | None:
+        sidecar = f"{splitext(name)[0]}.txt"
+        if sidecar not in self._files or sidecar == name:
+            return None
+        try:
+            with (self._root / sidecar).open("rb") as file:
+                data = file.read(_MAX_CAPTION_BYTES + 1)
+        except OSError as error:
+            return Rejected(name, "bad_caption", f"{key_of(sidecar)}: {error.strerror}")
+        try:
+            return _checked(data.decode("utf-8-sig").strip())
+        except UnicodeDecodeError as error:
+            return Rejected(
+                name, "bad_caption", f"{key_of(sidecar)}: no UTF-8 at byte {error.start}"
+            )
+
+
+def _checked(caption: str | None) -> str | Rejected | None:
+    """The caption as it is; None for one that is empty."""
+    if caption is None or not caption.strip():
+        return None
+    try:
+        size = len(caption.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        return Rejected("", "bad_caption", f"half a surrogate pair at character {error.start}")
+    if "\0" in caption:
+        return Rejected("", "bad_caption", f"a NUL at character {caption.index(chr(0))}")
+    if size > _MAX_CAPTION_BYTES:
+        return Rejected("", "bad_caption", f"more than {_MAX_CAPTION_BYTES} bytes")
+    return caption
+
+
+Rows = Iterator[tuple[int, dict[str, Any] | str]]
+"""Line or row numbers, each with the row or what is wrong with it."""
+
+
+def _jsonl(place: Path) -> Rows:
+    for number, line in enumerate(place.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            yield number, f"{type(error).__name__}: {error}"[:200]
+            continue
+        yield number, row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
+
+
+def _csv(place: Path) -> Rows:
+    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                yield reader.line_num, "another number of fields than the header has"
+            else:
+                yield reader.line_num, dict(row)
+    except csv.Error as error:
+        yield reader.line_num, f"from this line on: {error}"
+
+
+def _parquet(place: Path) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(place, page_checksum_verification=True).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{place}: is no readable Parquet file: {error}") from error
+    yield from enumerate(rows)
+
+
+_READERS = {"metadata.jsonl": _jsonl, "metadata.csv": _csv, "metadata.parquet": _parquet}

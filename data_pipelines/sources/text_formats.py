@@ -1,0 +1,154 @@
+"""Rows of text files, format by format: each row a document, or rejected with its file and line."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipelines.documents import Document, Rejected, Text
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_ROWS_PER_BATCH = 1024
+
+
+def read_rows(
+    place: Path, key: str, *, column: str | None, whole: bool, max_bytes: int
+) -> Iterator[Document | Rejected]:
+    """Rows of a line-based file, gzipped or not.
+
+    Args:
+        column: Key of the text in a JSONL object; None for plain text.
+        whole: Plain text only: the file is one document.
+    """
+    with _open(place) as file:
+        lines = _whole(file, max_bytes) if whole and column is None else _lines(file, max_bytes)
+        number = 0
+        try:
+            for number, line in lines:
+                row = key if whole and column is None else f"{key}:{number}"
+                if line is None:
+                    yield Rejected(row, "too_long", f"more than {max_bytes} bytes")
+                elif column is None:
+                    yield _checked(row, line)
+                elif line.strip():
+                    yield _json_row(row, line, column)
+        except (OSError, EOFError, zlib.error) as error:
+            yield Rejected(
+                f"{key}:{number + 1}", "truncated", f"from here on: {type(error).__name__}: {error}"
+            )
+
+
+def read_parquet(
+    place: Path, key: str, *, column: str, max_bytes: int
+) -> Iterator[Document | Rejected]:
+    """Rows of a Parquet file; one that cannot be read, from there on, is one rejected row."""
+    row = 0
+    try:
+        with pq.ParquetFile(place, page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            if column not in names:
+                detail = f"no column {column!r} for {file.metadata.num_rows} rows; there are {', '.join(names)}"
+                yield Rejected(key, "missing_column", detail)
+                return
+            kind = file.schema_arrow.field(column).type
+            if not _is_text(kind):
+                yield Rejected(key, "not_text", f"column {column!r} holds {kind}")
+                return
+            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[column]):
+                # As bytes: a string column may hold what is no UTF-8.
+                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
+                    yield _value(f"{key}:{row}", value, max_bytes)
+                    row += 1
+    except (pa.ArrowException, OSError) as error:
+        detail = " ".join(str(error).split())[:200]
+        yield Rejected(f"{key}:{row}", "broken_parquet", f"from this row on: {detail}")
+
+
+def _open(place: Path) -> BinaryIO:
+    if place.suffix == ".gz":
+        return cast("BinaryIO", gzip.open(place, "rb"))
+    return place.open("rb")
+
+
+def _whole(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    data = file.read(max_bytes + 1)
+    yield 1, None if len(data) > max_bytes else data.removeprefix(_BYTE_ORDER_MARK)
+
+
+def _lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """Lines that are not blank, numbered from 1; None for one that is too long, which is never held whole."""
+    number = 0
+    while line := file.readline(max_bytes + 2):
+        number += 1
+        if number == 1:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        content = line.removesuffix(b"\n").removesuffix(b"\r")
+        if len(content) > max_bytes:
+            while not line.endswith(b"\n") and (line := file.readline(1 << 20)):
+                pass
+            yield number, None
+        elif content.strip():
+            yield number, content
+
+
+def _json_row(row: str, line: bytes, column: str) -> Document | Rejected:
+    try:
+        value = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Rejected(row, "invalid_utf8", _where(error))
+    except (ValueError, RecursionError) as error:
+        return Rejected(row, "bad_json", f"{type(error).__name__}: {error}"[:200])
+    if not isinstance(value, dict):
+        return Rejected(row, "bad_json", f"a {type(value).__name__}, not an object")
+    if column not in value:
+        return Rejected(row, "missing_column", f"no {column!r}; there are {', '.join(value)}"[:200])
+    text = value[column]
+    if text is None:
+        return Rejected(row, "null_text", f"{column!r} is null")
+    if not isinstance(text, str):
+        return Rejected(row, "not_text", f"{column!r} is a {type(text).__name__}")
+    try:
+        return _checked(row, text.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        return Rejected(row, "lone_surrogate", f"at character {error.start}")
+
+
+def _value(row: str, value: bytes | None, max_bytes: int) -> Document | Rejected:
+    if value is None:
+        return Rejected(row, "null_text", "null")
+    if len(value) > max_bytes:
+        return Rejected(row, "too_long", f"more than {max_bytes} bytes")
+    return _checked(row, value)
+
+
+def _checked(row: str, data: bytes) -> Document | Rejected:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Rejected(row, "invalid_utf8", _where(error))
+    if "\0" in text:
+        return Rejected(row, "nul_character", f"at character {text.index(chr(0))}")
+    if not text.strip():
+        return Rejected(row, "empty", "no character that is not white space")
+    return Document(key=row, segments=(Text(text),))
+
+
+def _where(error: UnicodeDecodeError) -> str:
+    return f"byte 0x{error.object[error.start]:02x} at byte {error.start}: {error.reason}"
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
