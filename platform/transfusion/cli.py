@@ -54,7 +54,8 @@ def run(
 ) -> None:
     """Make what is not there yet. Running it again finishes what was interrupted."""
     from transfusion.runner.cluster import stop_ray
-    from transfusion.runner.run import configure_logging, read_profile, run_job
+    from transfusion.runner.profile import read_profile
+    from transfusion.runner.run import configure_logging, run_job
     from transfusion.runner.show import results_text
     from transfusion.spec.job import read_job
 
@@ -121,7 +122,8 @@ def serve(
     profile: Profile = None,
 ) -> None:
     """Offer a model over HTTP until interrupted: /v1/images/generations, /v1/completions, /health."""
-    from transfusion.runner.run import configure_logging, read_profile
+    from transfusion.runner.profile import read_profile
+    from transfusion.runner.run import configure_logging
     from transfusion.runner.serve import serve_model
 
     serve_model(
@@ -193,8 +195,8 @@ def render(
     profile: Profile = None,
 ) -> None:
     """Print the cluster file for a job; contacts nothing."""
+    from transfusion.runner.profile import read_profile
     from transfusion.runner.render import render as render_target
-    from transfusion.runner.run import read_profile
     from transfusion.spec.job import read_job
 
     typer.echo(

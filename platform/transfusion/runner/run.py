@@ -18,8 +18,7 @@ from typing import Any
 from transfusion.artifacts.artifact import Artifact, find_artifact
 from transfusion.artifacts.canonical import canonical_json
 from transfusion.artifacts.manifest import Content, InputRef, Manifest, manifest_path
-from transfusion.config import read_yaml, validate
-from transfusion.errors import ArtifactError, SpecError
+from transfusion.errors import ArtifactError
 from transfusion.runner.cluster import start_ray
 from transfusion.runner.progress import make_progress
 from transfusion.spec.job import Job
@@ -37,16 +36,6 @@ class StageResult:
     artifact: Artifact
     ran: bool
     seconds: float
-
-
-def read_profile(path: Path | None) -> Resources:
-    """Resources from a profile file; the defaults suit a laptop. Raises SpecError with all faults."""
-    if path is None:
-        return Resources()
-    resources, faults = validate(Resources, read_yaml(path), where=f"{path}: ")
-    if resources is None:
-        raise SpecError([fault.replace(": .", ": ", 1) for fault in faults])
-    return resources
 
 
 def run_job(
