@@ -1,15 +1,22 @@
-"""A tiny model with random weights, and the config of its package: enough to check the sampler's arithmetic."""
+"""A tiny model with random weights, and its package: enough to check arithmetic, formats and endpoints."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from transfusion.autoencoder.autoencoder import build_network, save_network
+from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.statistics import LatentStatistics
 from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.format import PackageConfig
+from transfusion.package.write import write_package
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
+from transfusion.tokenizer.tokenizer import Tokenizer
+from transfusion.tokenizer.training import train_tokenizer
 
 NUM_PIECES = 40
 LATENT = (4, 4, 4)
@@ -48,10 +55,14 @@ def model_config(adapter: str = "unet") -> ModelConfig:
     )
 
 
-def tiny_model(seed: int = 0, adapter: str = "unet") -> TransfusionModel:
+def tiny_model(
+    seed: int = 0,
+    adapter: str = "unet",
+    vocab_size: int = SpecialIds.after(NUM_PIECES).vocab_size,
+) -> TransfusionModel:
     model = TransfusionModel(
         model_config(adapter),
-        vocab_size=SpecialIds.after(NUM_PIECES).vocab_size,
+        vocab_size=vocab_size,
         latent_channels=LATENT[0],
     )
     model.init_weights(seed)
@@ -63,3 +74,55 @@ def tiny_model(seed: int = 0, adapter: str = "unet") -> TransfusionModel:
             if name in ("head.weight", "up.conv_out.weight", "up.project.weight"):
                 parameter.mul_(4)
     return model.eval()
+
+
+WORDS = [
+    "a",
+    "red",
+    "green",
+    "blue",
+    "circle",
+    "square",
+    "triangle",
+    "on",
+    "the",
+    "left",
+    "of",
+    "above",
+    "and",
+    "two",
+    "three",
+]
+
+
+def tiny_tokenizer() -> Tokenizer:
+    lines = [" ".join(WORDS[i:] + WORDS[:i]) for i in range(len(WORDS))] * 3
+    return train_tokenizer(lines, vocab_size=320, algorithm="bpe", character_coverage=1.0)
+
+
+def tiny_autoencoder(folder: Path) -> Path:
+    """f = 4, four channels, random weights."""
+    torch.manual_seed(0)
+    config = AutoencoderConfig(block_channels=(8, 8, 8), latent_channels=LATENT[0], norm_groups=4)
+    network = build_network(config, sample_size_px=16)
+    save_network(folder, config=network.config, weights=network.state_dict())
+    ones = (1.0,) * LATENT[0]
+    LatentStatistics(shift=(0.0,) * LATENT[0], scale=ones, num_images=1).write(folder)
+    return folder
+
+
+def tiny_package(folder: Path, **changed: Any) -> Path:
+    """A whole package below `folder`: 16 px images, 4 patches, a context of 64."""
+    tokenizer = tiny_tokenizer()
+    config = package_config(num_pieces=tokenizer.num_pieces, **changed)
+    raw, ema = (
+        tiny_model(seed, vocab_size=config.special.vocab_size).state_dict() for seed in (0, 1)
+    )
+    write_package(
+        folder / "package",
+        config=config,
+        weights={"raw": raw, "ema": ema},
+        tokenizer=tokenizer.model,
+        autoencoder=tiny_autoencoder(folder / "autoencoder"),
+    )
+    return folder / "package"

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from tiny import LATENT, NUM_PIECES, package_config, tiny_model
 
+from tests.tiny import LATENT, NUM_PIECES, package_config, tiny_model
 from transfusion.diffusion.guidance import guide
 from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.diffusion.solvers import make_solver

@@ -1,8 +1,8 @@
 """The engine against a scripted model: modes, caps and stops; no weights involved."""
 
 import torch
-from tiny import LATENT, NUM_PIECES, QUICK, model_config, package_config
 
+from tests.tiny import LATENT, NUM_PIECES, QUICK, model_config, package_config
 from transfusion.model.images import EncodedImages
 from transfusion.model.transformer import TransfusionModel
 from transfusion.sample.engine import Request, Result, generate

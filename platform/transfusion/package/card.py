@@ -1,0 +1,60 @@
+"""The model card, `README.md` of a package: what it is, how to use it, what it was made from."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from transfusion.package.format import PackageConfig, Weights
+
+
+def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, Tensor]]) -> str:
+    """The card as Markdown."""
+    model, sampling = config.model, config.sampling
+    parameters = sum(tensor.numel() for tensor in next(iter(weights.values())).values())
+    lines = [
+        "---",
+        "library_name: transfusion",
+        "tags: [transfusion, text-to-image, image-to-text]",
+        "---",
+        "",
+        f"# {config.name}",
+        "",
+        "A Transfusion model (arXiv:2408.11039): one transformer that predicts the next token on text and",
+        "denoises latents of images.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| parameters | {parameters:,} |",
+        f"| transformer | {model.depth} layers, width {model.dim}, {model.num_heads} heads |",
+        f"| image adapter | {model.adapter}, patches of {model.patch_size} x {model.patch_size} |",
+        f"| images | {config.image_size_px} x {config.image_size_px} px, "
+        f"{config.latent_channels} x {config.latent_height} x {config.latent_width} latents, "
+        f"{config.num_patches} positions |",
+        f"| text | {config.num_pieces:,} sentencepiece pieces, context of {config.sequence_length} |",
+        f"| noise | {config.schedule}, {config.num_timesteps} timesteps, predicts the noise |",
+        f"| sampled by | {sampling.solver}, {sampling.num_inference_steps} steps, "
+        f"guidance {sampling.guidance_scale:g} |",
+        "",
+        "## Use",
+        "",
+        "```",
+        'transfusion sample FOLDER --prompt "..."',
+        "transfusion serve FOLDER",
+        "```",
+        "",
+        "`ema.safetensors` is what is sampled; `model.safetensors` are the weights as trained. `config.json`",
+        "holds the sha256 of every file; nothing here is a pickle.",
+    ]
+    if config.lineage:
+        lines += [
+            "",
+            "## Made from",
+            "",
+            "| stage | made by | fingerprint | content |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {one.stage} | `{one.uses}` | `{one.fingerprint[:16]}` | `{one.digest[:16]}` |"
+            for one in config.lineage
+        ]
+    return "\n".join(lines) + "\n"

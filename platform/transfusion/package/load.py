@@ -1,0 +1,96 @@
+"""Loading a package: verified first, safetensors only, on one device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from transfusion.autoencoder.autoencoder import Autoencoder
+from transfusion.errors import ArtifactError
+from transfusion.model.transformer import TransfusionModel
+from transfusion.package.format import (
+    AUTOENCODER,
+    TOKENIZER,
+    WEIGHT_FILES,
+    PackageConfig,
+    Weights,
+)
+from transfusion.package.verify import package_digest, verify_package
+from transfusion.tokenizer.tokenizer import Tokenizer
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """A model with all that is needed to sample from it."""
+
+    model: TransfusionModel
+    tokenizer: Tokenizer
+    autoencoder: Autoencoder
+    config: PackageConfig
+    digest: str
+    """Of the whole package."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+
+def load_package(
+    folder: Path,
+    *,
+    weights: Weights = "ema",
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
+) -> Package:
+    """Loads a package for sampling.
+
+    Raises:
+        ArtifactError: A file is missing, was altered or does not fit the config; it is named.
+    """
+    config = verify_package(folder)
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    if tokenizer.num_pieces != config.num_pieces:
+        raise ArtifactError(
+            f"{folder / TOKENIZER}: has {tokenizer.num_pieces} pieces, "
+            f"the config says {config.num_pieces}"
+        )
+    autoencoder = Autoencoder.load(folder / AUTOENCODER, device=device)
+    shape = autoencoder.latent_shape(config.image_size_px, config.image_size_px)
+    if shape != config.latent_shape:
+        raise ArtifactError(
+            f"{folder / AUTOENCODER}: makes latents of {shape}, the config says {config.latent_shape}"
+        )
+    return Package(
+        model=_load_model(folder / WEIGHT_FILES[weights], config, device, precision),
+        tokenizer=tokenizer,
+        autoencoder=autoencoder,
+        config=config,
+        digest=package_digest(folder),
+    )
+
+
+def _load_model(
+    place: Path, config: PackageConfig, device: torch.device | str, precision: Precision
+) -> TransfusionModel:
+    from safetensors.torch import load_file
+
+    if not place.is_file():
+        raise ArtifactError(f"{place}: the package holds no such weights")
+    with torch.device("meta"):
+        model = TransfusionModel(
+            config.model,
+            vocab_size=config.special.vocab_size,
+            latent_channels=config.latent_channels,
+        )
+    try:
+        state = load_file(place, device=str(device))
+        model.load_state_dict(state, assign=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"{place}: does not fit the config: {reason}") from error
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    return model.to(dtype).eval().requires_grad_(False)

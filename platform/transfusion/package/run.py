@@ -1,0 +1,121 @@
+"""The body of the package stage: a finished run becomes a model package."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.publish import publish_folder
+from transfusion.config import validate
+from transfusion.errors import ArtifactError
+from transfusion.model.config import ModelConfig
+from transfusion.package.config import PackageStageConfig
+from transfusion.package.format import (
+    TOKENIZER,
+    WEIGHT_FILES,
+    LineageEntry,
+    PackageConfig,
+    Weights,
+)
+from transfusion.package.verify import verify_package
+from transfusion.package.write import write_package
+from transfusion.sequence.layout import SequenceLayout
+from transfusion.sequence.special import SpecialIds
+from transfusion.stage import Made, StageContext
+
+
+def run(config: PackageStageConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
+    """Gathers weights, tokenizer and autoencoder in one folder, with the lineage of all of it."""
+    described = describe(config, inputs, name=f"transfusion-{context.fingerprint[:12]}")
+    folder = context.scratch / "package"
+    write_package(
+        folder,
+        config=described,
+        weights={name: _weights(inputs["run"], name, config) for name in WEIGHT_FILES},
+        tokenizer=inputs["tokenizer"].read(TOKENIZER),
+        autoencoder=inputs["autoencoder"].folder(),
+    )
+    verify_package(folder)
+    context.log.info(f"packaged {described.name}")
+    metadata = {"name": described.name, "image_size_px": described.image_size_px}
+    return Made(files=publish_folder(context.store, context.folder, folder), metadata=metadata)
+
+
+def describe(
+    config: PackageStageConfig, inputs: Mapping[str, Artifact], *, name: str
+) -> PackageConfig:
+    """The package's config, all but the digests of its files.
+
+    Raises:
+        ArtifactError: The inputs do not belong together.
+    """
+    trained = inputs["run"].manifest.config
+    planned, constants = inputs["mixture"].manifest.config, inputs["mixture"].metadata
+    model, faults = validate(ModelConfig, trained["model"], where="run: model")
+    layout, more = validate(SequenceLayout, planned["layout"], where="mixture: layout")
+    if model is None or layout is None:
+        raise ArtifactError("\n".join(faults + more))
+    _check_belongs(inputs)
+    num_pieces = int(inputs["tokenizer"].metadata["num_pieces"])
+    channels, height, width = (int(side) for side in constants["latent_shape"])
+    special = SpecialIds.after(num_pieces)
+    return PackageConfig(
+        name=name,
+        model=model,
+        num_pieces=num_pieces,
+        special_ids={key: getattr(special, key) for key in ("pad", "bos", "eos", "boi", "eoi")},
+        layout=layout,
+        sequence_length=int(planned["sequence_length"]),
+        latent_channels=channels,
+        latent_height=height,
+        latent_width=width,
+        image_size_px=height * int(inputs["autoencoder"].metadata["downsampling"]),
+        schedule=trained["objective"]["schedule"],
+        num_timesteps=trained["objective"]["num_timesteps"],
+        sampling=config.sampling,
+        lineage=lineage(inputs.values()),
+        files={},
+    )
+
+
+def lineage(artifacts: Any) -> list[LineageEntry]:
+    """Everything that some artifacts were made from, themselves included, nearest first, each once."""
+    entries: dict[str, LineageEntry] = {}
+    waiting = list(artifacts)
+    while waiting:
+        artifact = waiting.pop(0)
+        manifest = artifact.manifest
+        if manifest.fingerprint in entries:
+            continue
+        entries[manifest.fingerprint] = LineageEntry(
+            stage=manifest.stage,
+            uses=manifest.uses,
+            fingerprint=manifest.fingerprint,
+            digest=manifest.digest,
+            inputs={role: ref.fingerprint for role, ref in manifest.inputs.items()},
+            config=manifest.payload.get("config", {}),
+        )
+        waiting += [artifact.input(role) for role in manifest.inputs]
+    return list(entries.values())
+
+
+def _check_belongs(inputs: Mapping[str, Artifact]) -> None:
+    """The run must be of this mixture, and the mixture of this tokenizer and autoencoder."""
+    upstream = {entry.fingerprint for entry in lineage([inputs["run"]])}
+    faults = [
+        f"package: the input {role!r} ({artifact.path}) is not what the run {inputs['run'].path} "
+        "was trained with; name the stage that was"
+        for role, artifact in inputs.items()
+        if artifact.manifest.fingerprint not in upstream
+    ]
+    if faults:
+        raise ArtifactError("\n".join(faults))
+
+
+def _weights(run_: Artifact, name: Weights, config: PackageStageConfig) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+    tensors = load_file(run_.local(WEIGHT_FILES[name]))
+    return {key: tensor.to(dtype) for key, tensor in tensors.items()}

@@ -1,0 +1,67 @@
+"""Writing a package: every file first, then `config.json` with their digests."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from transfusion.package.card import model_card
+from transfusion.package.format import (
+    AUTOENCODER,
+    CARD,
+    CONFIG,
+    TOKENIZER,
+    WEIGHT_FILES,
+    PackageConfig,
+    Weights,
+)
+from transfusion.storage.store import sha256_file
+
+
+def write_package(
+    folder: Path,
+    *,
+    config: PackageConfig,
+    weights: Mapping[Weights, Mapping[str, Tensor]],
+    tokenizer: bytes,
+    autoencoder: Path,
+) -> PackageConfig:
+    """Fills an empty folder; the same inputs give the same bytes.
+
+    Args:
+        config: All but `files`, which is filled in here.
+        weights: Parameters by name, for each file of weights.
+        autoencoder: A folder in the diffusers layout with its latent statistics.
+
+    Returns:
+        The config as written.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, parameters in weights.items():
+        tensors = {key: parameters[key].detach().cpu().contiguous() for key in sorted(parameters)}
+        save_file(tensors, folder / WEIGHT_FILES[name], metadata={"format": "pt"})
+    (folder / TOKENIZER).write_bytes(tokenizer)
+    for place in sorted(autoencoder.rglob("*")):
+        if place.is_file():
+            target = folder / AUTOENCODER / place.relative_to(autoencoder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(place, target)
+    (folder / CARD).write_text(model_card(config, weights=weights), encoding="utf-8")
+    places = sorted(place for place in folder.rglob("*") if place.is_file())
+    files = {
+        place.relative_to(folder).as_posix(): sha256_file(place)
+        for place in places
+        if place != folder / CONFIG
+    }
+    written = config.model_copy(update={"files": files})
+    (folder / CONFIG).write_text(_text(written.resolved()), encoding="utf-8")
+    return written
+
+
+def _text(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=True, allow_nan=False) + "\n"

@@ -1,0 +1,107 @@
+"""What `transfusion sample` does: a prompt, an image or both in, numbered files out."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from transfusion.errors import SpecError
+from transfusion.package.load import load_package
+from transfusion.sample.params import Modality, SamplingParams
+from transfusion.sample.sampler import Sampler, Segment
+
+Mode = Literal["auto", "image", "text", "free"]
+MODALITIES: dict[str, tuple[Modality, ...]] = {
+    "image": ("image",),
+    "text": ("text",),
+    "free": ("text", "image"),
+}
+
+
+def sample_to_files(
+    model_dir: Path,
+    *,
+    prompt: str,
+    image: Path | None,
+    out_dir: Path,
+    params: SamplingParams,
+    mode: Mode = "auto",
+) -> Iterator[str]:
+    """Samples once and writes what came as `000.png`, `001.txt`, ... behind what the folder holds already.
+
+    An image comes first, the prompt behind it.
+
+    Args:
+        mode: `image` draws the prompt; `text` writes on; `free` lets the model switch between both; `auto`
+            draws a prompt and describes an image.
+
+    Yields:
+        A line for each file.
+
+    Raises:
+        SpecError: There is neither a prompt nor an image, or they do not fit the model.
+        ArtifactError: The model cannot be loaded.
+    """
+    if not prompt.strip() and image is None:
+        raise SpecError("sample: give a prompt (--prompt TEXT), an image (--image FILE) or both")
+    sampler = Sampler(load_package(model_dir))
+    size = sampler.package.config.image_size_px
+    wanted = mode if mode != "auto" else ("image" if image is None else "text")
+    chosen = params.model_copy(update={"modalities": MODALITIES[wanted]})
+    segments: list[Segment] = [] if image is None else [read_image(image, size)]
+    if prompt.strip():
+        segments.append(prompt)
+    try:
+        (sample,) = sampler.sample([sampler.request(segments, chosen)])
+    except ValueError as error:
+        raise SpecError(f"sample: {error}") from error
+    if not sample.segments:
+        yield "the model ended at once: nothing to write"
+    out_dir.mkdir(parents=True, exist_ok=True)
+    number = _first_free(out_dir)
+    for segment in sample.segments:
+        if isinstance(segment, str):
+            place = out_dir / f"{number:03}.txt"
+            place.write_text(segment, encoding="utf-8")
+            yield f"{place}  {segment.strip()}"
+        else:
+            place = out_dir / f"{number:03}.png"
+            write_png(place, segment)
+            yield f"{place}  {segment.shape[1]} x {segment.shape[0]} px"
+        number += 1
+
+
+def read_image(path: Path, size_px: int) -> np.ndarray:
+    """A picture file as the model's square: upright, cropped at the centre, resized.
+
+    Raises:
+        SpecError: It is missing or is no picture.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            on_white = Image.new("RGBA", upright.size, "white")
+            on_white.alpha_composite(upright.convert("RGBA"))
+            fitted = ImageOps.fit(
+                on_white.convert("RGB"), (size_px, size_px), Image.Resampling.LANCZOS
+            )
+    except FileNotFoundError as error:
+        raise SpecError(f"{path}: there is no such image") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise SpecError(f"{path}: cannot be read as an image: {error}") from error
+    return np.asarray(fitted)
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Writes uint8 RGB pixels; the same pixels give the same bytes."""
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path, format="PNG")
+
+
+def _first_free(folder: Path) -> int:
+    taken = [int(place.stem) for place in folder.glob("[0-9][0-9][0-9].*") if place.stem.isdigit()]
+    return max(taken, default=-1) + 1

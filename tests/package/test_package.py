@@ -1,0 +1,123 @@
+"""A package is what was put in, says what is wrong with it, and runs nothing that it holds."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny import tiny_model, tiny_package
+from transfusion.diffusion.solvers import SOLVERS
+from transfusion.errors import ArtifactError
+from transfusion.package.config import SOLVER_STEPS
+from transfusion.package.load import load_package
+from transfusion.package.verify import package_digest, verify_package
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    return tiny_package(tmp_path)
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(place for place in folder.rglob("*") if place.is_file())
+
+
+def test_weights_come_back_as_they_went_in(package: Path) -> None:
+    for weights, seed in (("raw", 0), ("ema", 1)):
+        loaded = load_package(package, weights=weights)
+        expected = tiny_model(seed, vocab_size=loaded.config.special.vocab_size).state_dict()
+        found = loaded.model.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert not loaded.model.training
+
+
+def test_holds_the_files_that_others_read(package: Path) -> None:
+    names = [place.relative_to(package).as_posix() for place in files(package)]
+    assert names == [
+        "README.md",
+        "autoencoder/config.json",
+        "autoencoder/diffusion_pytorch_model.safetensors",
+        "autoencoder/latent_statistics.json",
+        "config.json",
+        "ema.safetensors",
+        "model.safetensors",
+        "tokenizer.model",
+    ]
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL.from_pretrained(package / "autoencoder", local_files_only=True)
+
+
+def test_the_same_inputs_give_the_same_package(tmp_path: Path) -> None:
+    first, second = tiny_package(tmp_path / "a"), tiny_package(tmp_path / "b")
+    assert package_digest(first) == package_digest(second)
+
+
+def test_every_altered_file_is_named(package: Path) -> None:
+    verify_package(package)
+    for place in files(package):
+        if place.name == "config.json" and place.parent == package:
+            continue
+        good = place.read_bytes()
+        flipped = bytearray(good)
+        flipped[len(good) // 2] ^= 1
+        place.write_bytes(bytes(flipped))
+        with pytest.raises(ArtifactError, match=place.name):
+            load_package(package)
+        place.write_bytes(good)
+    (package / "ema.safetensors").unlink()
+    (package / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(ArtifactError) as caught:
+        load_package(package)
+    assert "ema.safetensors: is missing" in str(caught.value)
+    assert "tokenizer.model: differs" in str(caught.value)
+
+
+def test_a_pickle_in_the_place_of_weights_is_refused_and_not_run(package: Path) -> None:
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (package / "ran",))
+
+    from transfusion.storage.store import sha256_file
+
+    (package / "ema.safetensors").write_bytes(pickle.dumps(Evil()))
+    config = json.loads((package / "config.json").read_text())
+    config["files"]["ema.safetensors"] = sha256_file(package / "ema.safetensors")
+    (package / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ArtifactError, match="does not fit"):
+        load_package(package)
+    assert not (package / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "transfusion.package/9"}, "format must be"),
+        ({"files": {"../../etc/passwd": "0"}}, "must stay inside"),
+        ({"num_pieces": 10}, "special_ids|pieces"),
+        ({"surprise": 1}, "unknown key"),
+        ({"latent_height": 8}, "makes latents of"),
+    ],
+)
+def test_a_config_that_does_not_fit_says_so(package: Path, change: dict, message: str) -> None:
+    config = json.loads((package / "config.json").read_text())
+    (package / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(ArtifactError, match=message):
+        load_package(package)
+
+
+def test_a_folder_that_is_none_says_what_to_give(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"is not a model package"):
+        load_package(tmp_path)
+
+
+def test_stored_weights_are_plain_safetensors(package: Path) -> None:
+    assert load_file(package / "ema.safetensors").keys() == tiny_model().state_dict().keys()
+
+
+def test_step_limits_are_those_of_the_solvers() -> None:
+    assert {n: (s.min_steps, s.max_steps) for n, s in SOLVERS.items()} == dict(SOLVER_STEPS)
