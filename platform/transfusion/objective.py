@@ -82,8 +82,8 @@ def image_errors(
 def combine(
     sums: LossSums,
     *,
-    global_lm_count: Float[Tensor, ""] | float,
-    global_image_count: Float[Tensor, ""] | float,
+    global_lm_count: Float[Tensor, ""] | float | int,
+    global_image_count: Float[Tensor, ""] | float | int,
     diffusion_weight: float = 5.0,
 ) -> Float[Tensor, ""]:
     """This micro-batch's share of the loss of the global batch: the shares add up to the whole.
@@ -97,6 +97,6 @@ def combine(
     )
 
 
-def _at_least_one(count: Tensor | float) -> Tensor | float:
+def _at_least_one(count: Tensor | float | int) -> Tensor | float | int:
     # A batch without images (or without text) has a sum of 0: it is divided by 1.
-    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1.0)
+    return count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1)

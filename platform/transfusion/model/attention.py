@@ -3,21 +3,19 @@
 A backend is planned once a batch and shared by all layers. On CPU queries go in blocks, and each block
 reads only the slice of keys that any of its queries sees. On CUDA FlexAttention compiles the interval.
 Neither holds an N x N matrix.
-Axes: b = sequences, n = positions, q = queries, k = keys, h = query heads, g = key and value heads,
-e = head width.
+Axes: b = sequences, n = positions.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
+
+from transfusion.model.blockwise import BlockwiseAttention, query_blocks
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q: b h n e, k: b g n e, v: b g n e) -> b h n e."""
@@ -41,54 +39,8 @@ def plan_attention(
     return BACKENDS[chosen](lo, hi, query_block)
 
 
-def sees(
-    lo: Int[Tensor, "b q"], hi: Int[Tensor, "b q"], *, first: int, last: int
-) -> Bool[Tensor, "b 1 q k"]:
-    """Which of the keys `first` to `last` (exclusive) each query sees."""
-    keys = torch.arange(first, last, device=lo.device)
-    low, high = rearrange(lo, "b q -> b 1 q 1"), rearrange(hi, "b q -> b 1 q 1")
-    return (keys >= low) & (keys < high)
-
-
-def masked_attention(
-    q: Float[Tensor, "b h q e"],
-    k: Float[Tensor, "b g k e"],
-    v: Float[Tensor, "b g k e"],
-    mask: Bool[Tensor, "b 1 q k"] | Float[Tensor, "b 1 q k"],
-) -> Float[Tensor, "b h q e"]:
-    """Attention of some queries to a slice of keys, under a mask of just that size."""
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, enable_gqa=q.shape[1] != k.shape[1]
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    queries: slice
-    keys: slice
-    mask: Bool[Tensor, "b 1 q k"]
-
-
 def _plan_blocks(lo: Tensor, hi: Tensor, query_block: int) -> Attend:
-    num_positions = lo.shape[1]
-    blocks = []
-    for start in range(0, num_positions, query_block):
-        queries = slice(start, min(start + query_block, num_positions))
-        low, high = lo[:, queries], hi[:, queries]
-        first, last = int(low.min()), int(high.max())
-        mask = sees(low, high, first=first, last=last)
-        blocks.append(_Block(queries, slice(first, last), mask))
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        outputs = [
-            masked_attention(
-                q[:, :, block.queries], k[:, :, block.keys], v[:, :, block.keys], block.mask
-            )
-            for block in blocks
-        ]
-        return torch.cat(outputs, dim=2)
-
-    return attend
+    return BlockwiseAttention(query_blocks(lo, hi, size=query_block))
 
 
 @lru_cache(maxsize=1)
@@ -106,11 +58,13 @@ def _plan_flex(lo: Tensor, hi: Tensor, query_block: int) -> Attend:  # noqa: ARG
     create_block_mask, flex_attention = _compiled_flex()
     num_sequences, num_positions = lo.shape
 
-    def visible(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k >= lo[b, q]) & (k < hi[b, q])
-
     block_mask = create_block_mask(
-        visible, num_sequences, None, num_positions, num_positions, device=lo.device
+        lambda b, _h, q, k: (k >= lo[b, q]) & (k < hi[b, q]),
+        num_sequences,
+        None,
+        num_positions,
+        num_positions,
+        device=lo.device,
     )
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -57,10 +57,12 @@ class Attention(nn.Module):
     ) -> Float[Tensor, "b n d"]:
         """Mixes positions."""
         heads = rearrange(self.qkv(x), "b n (h e) -> b h n e", e=self.config.head_dim)
-        q, k, v = heads.split(
-            [self.config.num_heads, self.config.kv_heads, self.config.kv_heads], dim=1
+        turned, v = heads.split(
+            [self.config.num_heads + self.config.kv_heads, self.config.kv_heads], dim=1
         )
-        mixed = attend(rotate(q, by), rotate(k, by), v)
+        # One rotation of queries and keys together: half the passes over memory.
+        q, k = rotate(turned, by).split([self.config.num_heads, self.config.kv_heads], dim=1)
+        mixed = attend(q, k, v)
         return self.out(rearrange(mixed, "b h n e -> b n (h e)"))
 
 

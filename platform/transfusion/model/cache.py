@@ -13,8 +13,10 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from transfusion.model.attention import Attend, masked_attention, sees
+from transfusion.model.attention import Attend
+from transfusion.model.blockwise import sees
 from transfusion.model.config import ModelConfig
 
 
@@ -108,11 +110,12 @@ class CacheStep:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys[where, :, self.slots] = rearrange(k, "b g q e -> b q g e").to(keys.dtype)
             values[where, :, self.slots] = rearrange(v, "b g q e -> b q g e").to(values.dtype)
-            return masked_attention(
+            return scaled_dot_product_attention(
                 q,
                 keys[:, :, : self.num_keys].to(q.dtype),
                 values[:, :, : self.num_keys].to(q.dtype),
-                self.mask,
+                attn_mask=self.mask,
+                enable_gqa=q.shape[1] != keys.shape[1],
             )
 
         return attend

@@ -60,7 +60,7 @@ class ModelConfig(Config):
     unet: UNetConfig = UNetConfig()
     """The U-Net adapter, where it is chosen."""
 
-    query_block: int = Field(default=64, ge=1)
+    query_block: int = Field(default=32, ge=1)
     """Queries that share one slice of keys on CPU."""
 
     @model_validator(mode="after")

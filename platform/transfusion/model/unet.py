@@ -109,7 +109,7 @@ class UNetUp(nn.Module):
         unet = config.unet
         channels = unet.channels[::-1]
         self.time = TimeMLP(unet.time_dim)
-        self.project = nn.Linear(config.dim, channels[0])
+        self.project_in = nn.Linear(config.dim, channels[0])
         self.levels = nn.ModuleList(
             nn.ModuleList(
                 ResidualBlock(2 * width, width, unet.time_dim) for _ in range(unet.blocks)
@@ -127,9 +127,9 @@ class UNetUp(nn.Module):
         encoded: EncodedImages,
     ) -> Float[Tensor, "m c h w"]:
         """The predicted noise, in fp32."""
-        time = F.silu(self.time(timesteps)).to(self.project.weight.dtype)
+        time = F.silu(self.time(timesteps)).to(self.project_in.weight.dtype)
         skips = list(encoded.skips)
-        x = rearrange(self.project(hidden), "m (y x) c -> m c y x", y=encoded.grid[0])
+        x = rearrange(self.project_in(hidden), "m (y x) c -> m c y x", y=encoded.grid[0])
         x = x.contiguous(memory_format=torch.channels_last)
         for index, level in enumerate(self.levels):
             if index:

@@ -1,0 +1,101 @@
+"""Every backend against a dense reference, forwards and backwards."""
+
+from typing import get_args
+
+import pytest
+import torch
+from torch.nn.attention import flex_attention as flex
+
+from transfusion.model import attention, blockwise
+from transfusion.model.attention import BACKENDS, BackendName, plan_attention
+
+
+def dense(q, k, v, lo, hi):
+    """Softmax over all keys with everything outside the range at minus infinity."""
+    share = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+    keys = torch.arange(k.shape[2])
+    visible = (keys >= lo[..., None]) & (keys < hi[..., None])
+    scores = torch.einsum("bhqe,bhke->bhqk", q, k) * q.shape[-1] ** -0.5
+    return torch.softmax(scores.masked_fill(~visible[:, None], -torch.inf), -1) @ v
+
+
+def inputs(*, positions=40, heads=4, kv_heads=2, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.arange(positions)
+    lo = torch.stack(
+        [(torch.rand(positions, generator=generator) * (index + 1)).long() for _ in range(3)]
+    )
+    room = positions - index
+    hi = index + 1 + (torch.rand(3, positions, generator=generator) * room).long()
+    q, k, v = (
+        torch.randn(3, h, positions, 8, generator=generator, requires_grad=True)
+        for h in (heads, kv_heads, kv_heads)
+    )
+    return q, k, v, lo, hi
+
+
+def test_every_choice_has_its_row():
+    assert set(get_args(BackendName)) == set(BACKENDS)
+
+
+@pytest.mark.parametrize("query_block", [1, 7, 16, 40, 64])
+@pytest.mark.parametrize("max_explicit_keys", [512, 0], ids=["explicit", "fused"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_blocks_agree_with_dense_attention_and_its_gradients(
+    query_block, max_explicit_keys, kv_heads, monkeypatch
+):
+    monkeypatch.setattr(blockwise, "MAX_EXPLICIT_KEYS", max_explicit_keys)
+    q, k, v, lo, hi = inputs(kv_heads=kv_heads)
+    attend = plan_attention(lo, hi, query_block=query_block, backend="blocks")
+    ours, reference = attend(q, k, v), dense(q, k, v, lo, hi)
+    torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
+    weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
+    for got, expected in zip(
+        torch.autograd.grad((ours * weight).sum(), (q, k, v)),
+        torch.autograd.grad((reference * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_written_out_derivative_passes_a_numerical_check():
+    q, k, v, lo, hi = (x.double() if x.is_floating_point() else x for x in inputs(positions=9))
+    attend = plan_attention(lo, hi, query_block=4, backend="blocks")
+    given = [x[:1].detach().requires_grad_() for x in (q, k, v)]
+    attend = plan_attention(lo[:1], hi[:1], query_block=4, backend="blocks")
+    assert torch.autograd.gradcheck(attend, given)
+
+
+def test_a_block_reads_only_the_slice_of_keys_that_its_queries_see():
+    index = torch.arange(256)[None]
+    lo, hi = index // 32 * 32, index + 1  # documents of 32
+    blocks = blockwise.query_blocks(lo, hi, size=32)
+    assert [block.visible.numel() for block in blocks] == [32 * 32] * 8
+
+
+def test_flex_agrees_with_dense_attention(monkeypatch):
+    # Uncompiled: the same mask and call without half a minute of compilation. The backward is CUDA's.
+    monkeypatch.setattr(
+        attention, "_compiled_flex", lambda: (flex.create_block_mask, flex.flex_attention)
+    )
+    q, k, v, lo, hi = (x.detach() for x in inputs(positions=64))
+    attend = plan_attention(lo, hi, query_block=1, backend="flex")
+    torch.testing.assert_close(attend(q, k, v), dense(q, k, v, lo, hi), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_flex_agrees_with_dense_attention_and_its_gradients():
+    cpu = inputs(positions=256)
+    q, k, v, lo, hi = cpu
+    given = [x.detach().cuda().requires_grad_() for x in (q, k, v)]
+    ours = plan_attention(lo.cuda(), hi.cuda(), query_block=1)(*given)
+    reference = dense(*cpu)
+    torch.testing.assert_close(ours.cpu(), reference, rtol=1e-3, atol=1e-4)
+    for got, expected in zip(
+        torch.autograd.grad(ours.square().sum(), given),
+        torch.autograd.grad(reference.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-3)
