@@ -1,0 +1,16 @@
+"""The text of a listing to token ids."""
+
+from data_pipelines.tokenize_text.config import TokenizeTextConfig
+from transfusion.stage import Input, Stage
+
+STAGE = Stage(
+    config=TokenizeTextConfig,
+    inputs={
+        "documents": Input(kinds=("listing",)),
+        "tokenizer": Input(kinds=("tokenizer",)),
+    },
+    output="tokens",
+    body="data_pipelines.tokenize_text.run:run",
+    version=1,
+    summary="The text of a listing to token ids.",
+)

@@ -1,0 +1,97 @@
+"""Tokenizes every document of a listing, a shard at a time.
+
+Images are not looked at: an image that cannot be decoded is a matter of its latents.
+"""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+
+from data_pipelines.documents import Document, Rejected, Text
+from data_pipelines.shards import Launch, ShardTask, on_ray, plan_tasks, run_shards
+from data_pipelines.sources.source import open_listing
+from data_pipelines.tokenize_text.config import TokenizeTextConfig
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.manifest import Outcomes
+from transfusion.artifacts.pool import ShardPool, ShardRecord
+from transfusion.artifacts.shards import REJECTS, ROWS, Reject, count_reasons, rejects_table
+from transfusion.artifacts.tokens import TOKENS_RAW, TokenRow, tokens_table
+from transfusion.stage import Made, StageContext
+from transfusion.storage.store import Store
+from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
+
+
+def run(
+    config: TokenizeTextConfig,
+    inputs: Mapping[str, Artifact],
+    context: StageContext,
+    *,
+    launch: Launch = on_ray,
+) -> Made:
+    """The body of the stage."""
+    tokenizer = Tokenizer(inputs["tokenizer"].read(MODEL))
+    listing = inputs["documents"]
+    if not tokenizer.has_byte_fallback:
+        context.log.warning("the tokenizer has no byte fallback: characters it lacks become <unk>")
+    tasks = plan_tasks(
+        listing,
+        version=context.version,
+        config=config.identity(),
+        upstream={"tokenizer": tokenizer.digest},
+    )
+    done = run_shards(
+        context,
+        tasks=tasks,
+        factory=functools.partial(
+            TokenizeShard, listing, tokenizer, store=context.store, pool=context.pool
+        ),
+        unit="documents tokenized",
+        launch=launch,
+    )
+    return done.made({"num_pieces": tokenizer.num_pieces})
+
+
+class TokenizeShard:
+    """Tokenizes one shard at a time."""
+
+    def __init__(self, listing: Artifact, tokenizer: Tokenizer, *, store: Store, pool: str) -> None:
+        self._listing = open_listing(listing)
+        self._tokenizer = tokenizer
+        self._pool = ShardPool(store, pool)
+
+    def make(self, task: ShardTask) -> ShardRecord:
+        """Columns out: those of `TOKENS_SCHEMA`."""
+        rows: list[TokenRow] = []
+        rejects: list[Reject] = []
+        keys: set[str] = set()
+        for document in self._listing.read(task.descriptor):
+            if isinstance(document, Rejected):
+                rejects.append(Reject(document.key, document.reason, document.detail))
+            elif document.key in keys:
+                rejects.append(
+                    Reject(document.key, "duplicate_key", "another row has the same key")
+                )
+            else:
+                keys.add(document.key)
+                rows.append(tokenize(document, self._tokenizer))
+        return self._pool.commit(
+            task.key,
+            {ROWS: tokens_table(rows), REJECTS: rejects_table(rejects)},
+            outcomes=Outcomes(
+                input=len(rows) + len(rejects), written=len(rows), rejected=count_reasons(rejects)
+            ),
+            raw_columns=TOKENS_RAW,
+        )
+
+
+def tokenize(document: Document, tokenizer: Tokenizer) -> TokenRow:
+    """The token ids of a document's text; what spells a special token is text like other text."""
+    texts = [segment.text for segment in document.segments if isinstance(segment, Text)]
+    layout = "".join("t" if isinstance(s, Text) else "i" for s in document.segments)
+    return TokenRow(
+        key=document.key,
+        layout=layout,
+        segments=tuple(tokenizer.encode_all(texts)),
+        content=hashlib.sha256("\0".join(texts).encode()).digest(),
+        num_bytes=sum(len(text.encode()) for text in texts),
+    )
