@@ -1,0 +1,1 @@
+"""KL autoencoders between pixels and latents: load, encode, decode, normalise. Plain torch."""

@@ -1,0 +1,1 @@
+"""Stage: train the transformer on a mixture."""

@@ -1,0 +1,27 @@
+"""Body of the stage: a Ray Train job, then the artifact's files."""
+
+from collections.abc import Mapping
+
+from transfusion.artifacts.artifact import Artifact
+from transfusion.stage import Made, StageContext
+from transfusion.train.autoencoder.config import TrainAutoencoderConfig
+from transfusion.train.worker import train_on_ray
+
+
+def run(
+    config: TrainAutoencoderConfig, inputs: Mapping[str, Artifact], context: StageContext
+) -> Made:
+    """Trains the autoencoder, or takes `pretrained`, and measures its latents."""
+    outcome = train_on_ray(
+        "transfusion.train.autoencoder.trainee:build",
+        config.resolved(),
+        inputs,
+        context,
+        steps=config.steps,
+    )
+    return Made(
+        files=outcome.files,
+        metadata=outcome.metadata,
+        metrics=outcome.metrics,
+        timings=outcome.timings,
+    )

@@ -1,0 +1,249 @@
+"""Checkpoints: files of an attempt, then a record, created last. A step without a record does not exist.
+
+    checkpoints/step-000100.json                  the record: which attempt, every file with size and sha256
+    checkpoints/data/<attempt>/step-000100/...    DCP files, one or more a rank
+    checkpoints/metrics/<attempt>/...             rows of metrics since the checkpoint before
+
+Attempts never share files, so a driver that is gone but not yet dead cannot tear what a new one writes. A
+record that does not fit its files is set aside at load time and the one before it is used.
+DCP's `.metadata` is a pickle: it is checked against the record of the same run, and no other stage reads it.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from transfusion.errors import ArtifactError
+from transfusion.storage.store import Store, sha256_file
+
+log = logging.getLogger(__name__)
+
+FORMAT = "transfusion.checkpoint/1"
+
+
+class StoredFile(BaseModel):
+    """A file of a checkpoint."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    """Relative to the store."""
+    sha256: str
+    bytes: int
+
+
+class CheckpointRecord(BaseModel):
+    """What makes a checkpoint exist."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: str = FORMAT
+    fingerprint: str
+    """Of the stage: a record of another identity is refused."""
+    step: int
+    """Updates that the weights have had; also the position in the data: the next step to run."""
+    attempt: str
+    world_size: int
+    files: list[StoredFile]
+    metrics: list[StoredFile]
+    """All rows up to this step, one file a checkpoint on the way here."""
+
+
+class Checkpoints:
+    """The checkpoints of one run. `save` and `load` are called by every rank, together."""
+
+    def __init__(
+        self, store: Store, folder: str, *, fingerprint: str, keep: int, scratch: Path
+    ) -> None:
+        assert keep >= 1, keep
+        self._store = store
+        self._folder = f"{folder}/checkpoints"
+        self._fingerprint = fingerprint
+        self._keep = keep
+        self._scratch = scratch
+
+    def save(
+        self,
+        state: dict[str, Any],
+        *,
+        step: int,
+        attempt: str,
+        rows: bytes,
+        earlier: list[StoredFile],
+    ) -> list[StoredFile]:
+        """Writes and commits a checkpoint; returns the metrics files up to this step.
+
+        Args:
+            rows: Lines of metrics since the last checkpoint (of rank 0; ignored on the others).
+            earlier: Metrics files of the checkpoint that this one follows.
+        """
+        place = f"{self._folder}/data/{attempt}/step-{step:06d}"
+        with tempfile.TemporaryDirectory(dir=self._scratch) as staging:
+            save(state, checkpoint_id=staging)
+            mine = [
+                self._put(f"{place}/{source.name}", source)
+                for source in sorted(Path(staging).iterdir())
+            ]
+        everyone: list[list[StoredFile]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(everyone, mine)
+        metrics = list(earlier)
+        if dist.get_rank() == 0:
+            if rows:
+                path = f"{self._folder}/metrics/{attempt}/until-{step:06d}.jsonl"
+                self._store.write(path, rows)
+                digest = hashlib.sha256(rows).hexdigest()
+                metrics.append(StoredFile(path=path, sha256=digest, bytes=len(rows)))
+            self._commit(
+                CheckpointRecord(
+                    fingerprint=self._fingerprint,
+                    step=step,
+                    attempt=attempt,
+                    world_size=dist.get_world_size(),
+                    files=[file for part in everyone for file in part],
+                    metrics=metrics,
+                )
+            )
+        return metrics
+
+    def newest(self) -> CheckpointRecord | None:
+        """The newest checkpoint that is whole, or None; rank 0 looks, and tells the others."""
+        found: list[CheckpointRecord | None] = [None]
+        if dist.get_rank() == 0:
+            found[0] = self._newest()
+        dist.broadcast_object_list(found, src=0)
+        return found[0]
+
+    def load(self, state: dict[str, Any], record: CheckpointRecord) -> None:
+        """Fills `state` in place from a checkpoint, whatever number of ranks wrote it."""
+        with tempfile.TemporaryDirectory(dir=self._scratch) as staging:
+            for file in record.files:
+                (Path(staging) / Path(file.path).name).symlink_to(self._store.local(file.path))
+            load(state, checkpoint_id=staging)
+            dist.barrier()
+
+    def rows(self, record: CheckpointRecord) -> bytes:
+        """The lines of metrics up to a checkpoint."""
+        return b"".join(self._store.read(file.path) for file in record.metrics)
+
+    def steps(self) -> list[int]:
+        """Steps that have a record, whole or not, ascending."""
+        names = (Path(entry.path) for entry in self._store.list(self._folder))
+        found = (re.fullmatch(r"step-(\d+)\.json", path.name) for path in names)
+        return sorted(int(match.group(1)) for match in found if match)
+
+    def _put(self, path: str, source: Path) -> StoredFile:
+        self._store.put_file(path, source)
+        return StoredFile(path=path, sha256=sha256_file(source), bytes=source.stat().st_size)
+
+    def _record_path(self, step: int) -> str:
+        return f"{self._folder}/step-{step:06d}.json"
+
+    def _commit(self, record: CheckpointRecord) -> None:
+        faults = self._faults(record, read=False)
+        if faults:
+            raise ArtifactError(
+                f"checkpoint of step {record.step} did not arrive whole: {faults[0]}"
+            )
+        data = record.model_dump_json(indent=1).encode()
+        if not self._store.create(self._record_path(record.step), data):
+            # Another driver was first: its checkpoint is as good, and ours is only space.
+            log.info("step %d has a checkpoint already; this one is dropped", record.step)
+            self._drop_files(record)
+            return
+        self._retain()
+
+    def _retain(self) -> None:
+        """Deletes what is beyond the newest ones: the record first, so that none is ever half there.
+
+        Runs only after the newest was committed and checked, so that a whole one always stays.
+        """
+        for step in self.steps()[: -self._keep]:
+            path = self._record_path(step)
+            try:
+                record = CheckpointRecord.model_validate_json(self._store.read(path))
+            except (ArtifactError, ValidationError):
+                record = None
+            self._store.delete(path)
+            if record is not None:
+                self._drop_files(record)
+
+    def _drop_files(self, record: CheckpointRecord) -> None:
+        for file in record.files:
+            self._store.delete(file.path)
+
+    def _newest(self) -> CheckpointRecord | None:
+        for step in reversed(self.steps()):
+            path = self._record_path(step)
+            try:
+                record = CheckpointRecord.model_validate_json(self._store.read(path))
+                faults = self._faults(record, read=True)
+            except ValidationError as error:
+                record, faults = None, [str(error.errors()[0]["msg"])]
+            if record is not None and record.fingerprint != self._fingerprint:
+                raise ArtifactError(
+                    f"{self._store.url(path)}: is of run {record.fingerprint[:16]}, "
+                    f"not {self._fingerprint[:16]}"
+                )
+            if record is not None and not faults:
+                return record
+            log.warning(
+                "checkpoint of step %d is not used: %s; the one before it is taken", step, faults[0]
+            )
+            # Its name must be free again, or this step could never be committed.
+            self._store.delete(path)
+        return None
+
+    def _faults(self, record: CheckpointRecord, *, read: bool) -> list[str]:
+        """What does not fit the record: files gone, of another size and, when read, of other bytes."""
+        folders = {str(Path(file.path).parent) for file in [*record.files, *record.metrics]}
+        sizes = {
+            entry.path: entry.size_bytes
+            for folder in sorted(folders)
+            for entry in self._store.list(folder)
+        }
+        faults = []
+        for file in [*record.files, *record.metrics]:
+            if file.path not in sizes:
+                faults.append(f"{self._store.url(file.path)} is gone")
+            elif sizes[file.path] != file.bytes:
+                faults.append(
+                    f"{self._store.url(file.path)} has {sizes[file.path]} bytes, not {file.bytes}"
+                )
+            elif read and sha256_file(self._store.local(file.path)) != file.sha256:
+                faults.append(f"{self._store.url(file.path)} was altered: its sha256 is another")
+        return faults
+
+
+def new_attempt() -> str:
+    """An id that no other attempt has, the same on every rank."""
+    import uuid
+
+    chosen = [uuid.uuid4().hex[:12]]
+    dist.broadcast_object_list(chosen, src=0)
+    return chosen[0]
+
+
+def scratch_folder(preferred: Path) -> Path:
+    """A folder of this process's own for staging, below `preferred` where this machine has it."""
+    parent = preferred if preferred.is_dir() else None
+    return Path(tempfile.mkdtemp(prefix="train-", dir=parent))
+
+
+def remove_scratch(folder: Path) -> None:
+    """Removes a staging folder; nothing of value is in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def parse_rows(lines: bytes) -> list[dict[str, Any]]:
+    """Rows of a JSONL."""
+    return [json.loads(line) for line in lines.splitlines()]

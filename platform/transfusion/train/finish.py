@@ -1,0 +1,96 @@
+"""From the first step to the result's files, on every rank. Plain torch."""
+
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch.distributed as dist
+
+from transfusion.artifacts.publish import publish_folder
+from transfusion.storage.store import Store
+from transfusion.train.loop import Place, Tell, Trainee, fit
+from transfusion.train.loop_config import LoopConfig
+from transfusion.train.metrics import Row, Tracker, as_lines, values_digest, wandb_tracker
+
+METRICS_NAME = "metrics.jsonl"
+
+
+class ConfiguredTrainee(Trainee, Protocol):
+    """A trainee that carries its config."""
+
+    config: LoopConfig
+
+
+def run_to_end(
+    trainee: ConfiguredTrainee,
+    *,
+    store: Store,
+    folder: str,
+    fingerprint: str,
+    name: str,
+    scratch: Path,
+    tracking: str,
+    tell: Tell,
+) -> dict[str, Any]:
+    """Trains, writes the result and stores it; returns files, metadata, metrics and timings as plain JSON."""
+
+    def tracker() -> Tracker | None:
+        if tracking != "wandb":
+            return None
+        home = scratch if scratch.is_dir() else Path(tempfile.gettempdir())
+        return wandb_tracker(
+            run_id=fingerprint[:16], name=name, config=trainee.config.resolved(), folder=home
+        )
+
+    finished = fit(
+        trainee,
+        trainee.config,
+        place=Place(store=store, folder=folder, fingerprint=fingerprint, scratch=scratch),
+        tell=tell,
+        tracker=tracker,
+    )
+    with tempfile.TemporaryDirectory() as result:
+        written = trainee.write(Path(result), averaged=finished.averaged)
+        if dist.get_rank() != 0:
+            return {}
+        (Path(result) / METRICS_NAME).write_bytes(as_lines(finished.rows))
+        files = [
+            # Durations differ from run to run: the digest is over steps and values.
+            entry.model_copy(
+                update={
+                    "digest": values_digest(finished.rows),
+                    "rows": len(finished.rows),
+                }
+            )
+            if entry.name == METRICS_NAME
+            else entry
+            for entry in publish_folder(
+                store, f"{folder}/result", Path(result), outside_digest=(METRICS_NAME,)
+            )
+        ]
+    return {
+        "files": [file.model_dump(mode="json") for file in files],
+        "metadata": written.metadata,
+        "metrics": {**_last_values(finished.rows), **written.metrics},
+        "timings": _rates(finished.rows),
+    }
+
+
+def _last_values(rows: list[Row]) -> dict[str, float]:
+    """The last value of everything that was measured, such as `validation.psnr_db`."""
+    last: dict[str, float] = {}
+    for row in rows:
+        last |= {f"{row['kind']}.{name}": value for name, value in row["values"].items()}
+    last.pop("train.lr", None)
+    return last
+
+
+def _rates(rows: list[Row]) -> dict[str, float]:
+    """Means over the steps: seconds, and things a second."""
+    training = [row["timing"] for row in rows if row["kind"] == "train"]
+    if not training:
+        return {}
+    return {
+        name: round(sum(timing[name] for timing in training) / len(training), 4)
+        for name in training[-1]
+    }

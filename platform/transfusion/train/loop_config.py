@@ -1,0 +1,55 @@
+"""What every training stage is told, whatever it trains."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from transfusion.config import Config
+
+Precision = Literal["fp32", "fp32_bf16_inner", "bf16"]
+
+
+class LoopConfig(Config):
+    """Optimisation, precision, and how often things are written."""
+
+    steps: int = Field(ge=0)
+    """Updates of the weights in all."""
+
+    lr: float = Field(3e-4, gt=0)
+    """Peak learning rate; about 1e-3 suits a model of 2 M parameters."""
+
+    min_lr: float = Field(1.5e-5, ge=0)
+    """Learning rate of the last step."""
+
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of the linear rise: 5 to 8% of a short run, 4,000 of a run of 250,000."""
+
+    beta1: float = Field(0.9, ge=0, lt=1)
+
+    beta2: float = Field(0.95, ge=0, lt=1)
+
+    eps: float = Field(1e-8, gt=0)
+
+    weight_decay: float = Field(0.1, ge=0)
+    """On matrices only: norms, embeddings and biases are not decayed."""
+
+    max_grad_norm: float = Field(1.0, gt=0)
+    """Gradients are scaled down to this global norm."""
+
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Limit of the decay of the averaged weights."""
+
+    precision: Precision = "fp32"
+    """`fp32`; `fp32_bf16_inner`: fp32 tensors, inner products in bf16 where the hardware has them; `bf16`:
+    bf16 computation with fp32 masters."""
+
+    checkpoint_every_steps: int = Field(100, ge=1)
+
+    keep_checkpoints: int = Field(2, ge=1)
+
+    validate_every_steps: int = Field(100, ge=1)
+
+    cpu_threads_per_worker: int = Field(1, ge=1)
+    """Part of the identity: another number of threads sums in another order, which shows in the last bits."""
+
+    seed: int = Field(ge=0)

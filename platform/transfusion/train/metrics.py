@@ -1,0 +1,112 @@
+"""Metrics of a run: rows of plain JSON, always; a tracking service beside them, when asked.
+
+    {"step": 120, "kind": "train", "values": {"loss": ...}, "timing": {"step_s": ...}}
+
+`values` are what resuming reproduces to the bit; `timing` is outside every digest. `step` counts finished
+updates. A resumed run starts from the rows of its checkpoint, so a step is never there twice.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from transfusion.artifacts.canonical import fingerprint
+
+log = logging.getLogger(__name__)
+
+RowKind = Literal["train", "validation"]
+Row = dict[str, Any]
+Tracker = Callable[[Row], None]
+
+
+class Metrics:
+    """Rows of this run: those before the last checkpoint are stored with it, the rest are held here."""
+
+    def __init__(self, *, tracker: Tracker | None = None) -> None:
+        self.rows: list[Row] = []
+        self._first_unsaved = 0
+        self._tracker = tracker
+
+    def restore(self, rows: list[Row]) -> None:
+        """Starts from the rows of a checkpoint."""
+        self.rows = list(rows)
+        self._first_unsaved = len(self.rows)
+
+    def add(
+        self,
+        kind: RowKind,
+        *,
+        step: int,
+        values: Mapping[str, float],
+        timing: Mapping[str, float] | None = None,
+    ) -> Row:
+        """Appends a row and hands it to the tracker, whose failure is said once and does no harm."""
+        row: Row = {
+            "step": step,
+            "kind": kind,
+            "values": dict(values),
+            "timing": {name: round(value, 6) for name, value in (timing or {}).items()},
+        }
+        self.rows.append(row)
+        if self._tracker is not None:
+            try:
+                self._tracker(row)
+            except Exception as error:
+                log.warning("tracking stopped: %s: %s", type(error).__name__, error)
+                self._tracker = None
+        return row
+
+    def take_unsaved(self) -> bytes:
+        """Lines since the last call, for the checkpoint that is being written."""
+        lines = as_lines(self.rows[self._first_unsaved :])
+        self._first_unsaved = len(self.rows)
+        return lines
+
+
+def as_lines(rows: list[Row]) -> bytes:
+    """Rows as JSONL."""
+    return b"".join(
+        json.dumps(row, separators=(",", ":"), allow_nan=False).encode() + b"\n" for row in rows
+    )
+
+
+def values_digest(rows: list[Row]) -> str:
+    """Digest of what a repeated run must reproduce: steps, kinds and values; no durations."""
+    return fingerprint([[row["step"], row["kind"], row["values"]] for row in rows])
+
+
+def finite(values: Mapping[str, float]) -> bool:
+    """Whether no value is NaN or infinite."""
+    return all(math.isfinite(value) for value in values.values())
+
+
+def wandb_tracker(
+    *, run_id: str, name: str, config: Mapping[str, Any], folder: Path
+) -> Tracker | None:
+    """Sends rows to Weights & Biases; offline when no key is set. None, with a warning, when it cannot."""
+    try:
+        import wandb
+
+        run = wandb.init(
+            project="transfusion",
+            id=run_id,
+            name=name,
+            config=dict(config),
+            dir=str(folder),
+            resume="allow",
+            mode="online" if os.environ.get("WANDB_API_KEY") else "offline",
+            settings=wandb.Settings(silent=True),
+        )
+    except Exception as error:
+        log.warning("tracking with wandb is off: %s: %s", type(error).__name__, error)
+        return None
+
+    def track(row: Row) -> None:
+        named = {**row["values"], **row["timing"]}
+        run.log({f"{row['kind']}/{key}": value for key, value in named.items()}, step=row["step"])
+
+    return track

@@ -1,0 +1,157 @@
+"""Sharding, precision and averaged weights, applied to a model from outside. Plain torch."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from transfusion.train.loop_config import Precision
+
+log = logging.getLogger(__name__)
+
+
+def data_mesh(device: torch.device) -> DeviceMesh:
+    """All ranks in one dimension."""
+    return init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("data",))
+
+
+def set_precision(precision: Precision, *, device: torch.device, cpu_threads: int) -> None:
+    """Fixes, for this process, what decides the bits of a result: threads and inner precision."""
+    torch.set_num_threads(cpu_threads)
+    inner = precision != "fp32"
+    torch.set_float32_matmul_precision("medium" if inner else "highest")
+    if device.type == "cpu":
+        # `set_float32_matmul_precision` does not reach convolutions on CPU.
+        backend: Any = torch.backends.mkldnn
+        backend.conv.fp32_precision = "bf16" if inner else "ieee"
+        if precision == "bf16" and not cpu_has_bf16():
+            log.warning(
+                "precision bf16: this CPU has no bf16 arithmetic and emulates it, about 50 times slower than "
+                "fp32; use fp32 here"
+            )
+        elif inner and not cpu_has_bf16():
+            log.info(
+                "precision %s: this CPU has no bf16 arithmetic; it computes in fp32", precision
+            )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 natively; `avx512_bf16` or AMX on x86, `bf16` on Arm."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def shard(
+    model: nn.Module, *, blocks: Iterable[nn.Module], mesh: DeviceMesh, precision: Precision
+) -> None:
+    """Shards each block, then the rest, over the mesh (FSDP2), in place.
+
+    Inputs are never cast: a timestep in bf16 would keep 507 of 1,000 values apart.
+    """
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if precision == "bf16" else None,
+        reduce_dtype=torch.float32,
+        output_dtype=None,
+        cast_forward_inputs=False,
+    )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def reshard(model: nn.Module) -> None:
+    """Frees the gathered weights that a forward without a backward leaves behind.
+
+    They would hide the sharded ones, and a change of those would not be seen by the next forward.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and convolutions are decayed; norms, biases and embeddings are not."""
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters()
+    }
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for parameter in model.parameters():
+        matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+        (decayed if matrix else others).append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class AveragedWeights:
+    """Exponential moving average of a model's weights, sharded as they are, in fp32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self.weights = {
+            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, *, decay: float) -> None:
+        """Sets average = decay * average + (1 - decay) * weights."""
+        for name, parameter in self._model.named_parameters():
+            local(self.weights[name]).lerp_(local(parameter), 1.0 - decay)
+
+    @torch.no_grad()
+    def exchange(self) -> None:
+        """Swaps the average and the model's weights; twice is nothing, to the bit."""
+        for name, parameter in self._model.named_parameters():
+            average, current = local(self.weights[name]), local(parameter)
+            held = current.clone()
+            current.copy_(average)
+            average.copy_(held)
+
+
+def gather(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Whole tensors on CPU, on rank 0 only; every rank must call it. One tensor is gathered at a time."""
+    whole: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if dist.get_rank() == 0:
+            whole[name] = full.detach().cpu().clone()
+    return whole
+
+
+def all_sum(values: Mapping[str, float], *, device: torch.device) -> dict[str, float]:
+    """Sums over ranks in fp64, in one message."""
+    names = sorted(values)
+    vector = torch.tensor([values[name] for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(vector)
+    return dict(zip(names, vector.tolist(), strict=True))
+
+
+def lanes_of(rank: int, *, world_size: int, lanes: int) -> list[int | None]:
+    """The lanes that a rank runs in a step; None is a zero-weight micro-batch, so that ranks keep step.
+
+    Every rank runs ceil(lanes / world_size), because each forward is a collective.
+    """
+    count = -(-lanes // world_size)
+    owned: list[int | None] = list(range(rank, lanes, world_size))
+    return owned + [None] * (count - len(owned))

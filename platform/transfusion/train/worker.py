@@ -1,0 +1,276 @@
+"""Ray Train around the loop: the driver's side (`train_on_ray`) and the worker's side.
+
+Ray Train brings up the processes, their process group and restarts after a death. It is not asked to keep
+checkpoints: its snapshot is bound to a Ray version and to one name, so each attempt gets a fresh name in a
+temporary folder, and the run's own checkpoint records decide where to go on.
+"""
+
+import importlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.manifest import FileEntry
+from transfusion.errors import ArtifactError, TransfusionError
+from transfusion.stage import StageContext
+from transfusion.train.lease import lease
+
+SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the end of a run is seen by polling, 2 s by default
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s is short where a node must be started first
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+"""Ray Train's own knobs; what the environment sets already stands."""
+
+POLL_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """What the workers are sent: plain values only."""
+
+    build: str
+    """`module:function` of `(config, inputs, device) -> Trainee`."""
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    """Manifest path of each input, by role."""
+    store: str
+    folder: str
+    fingerprint: str
+    name: str
+    scratch: str
+    tracking: str
+    use_gpu: bool
+    status_key: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """What came of it."""
+
+    files: list[FileEntry]
+    metadata: dict[str, Any]
+    metrics: dict[str, float]
+    timings: dict[str, float]
+
+
+def train_on_ray(
+    build: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    context: StageContext,
+    *,
+    steps: int,
+    unit: str = "steps",
+) -> TrainOutcome:
+    """Runs a training job on the Ray that is up, resuming it if it was begun before.
+
+    Raises:
+        TransfusionError: A mistake that a person can mend, from any worker.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    if len(ray.nodes()) == 1:
+        # One node is not drained under us; the watcher would be one more process to start.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    resources = context.resources.train
+    use_gpu = resources.gpus_per_worker > 0
+    job = TrainJob(
+        build=build,
+        config=dict(config),
+        inputs={role: f"{artifact.path}/manifest.json" for role, artifact in inputs.items()},
+        store=context.store.uri,
+        folder=context.folder,
+        fingerprint=context.fingerprint,
+        name=context.name,
+        scratch=str(context.scratch),
+        tracking=context.resources.tracking,
+        use_gpu=use_gpu,
+        status_key=f"transfusion.train/{uuid.uuid4().hex}",
+    )
+    worker_resources = {"CPU": resources.cpus_per_worker}
+    if use_gpu:
+        worker_resources["GPU"] = resources.gpus_per_worker
+    storage = tempfile.mkdtemp(prefix="ray-train-")
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=asdict(job),
+        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker=worker_resources,
+        ),
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex,
+            storage_path=storage,
+            failure_config=ray.train.FailureConfig(max_failures=resources.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    try:
+        with (
+            lease(context.store, context.folder, log=context.log),
+            _follow(job.status_key, context, steps=steps, unit=unit),
+        ):
+            result = trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _told(error) from error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    returned = result.return_value
+    if "fault" in returned:
+        raise ArtifactError(returned["fault"])
+    return TrainOutcome(
+        files=[FileEntry.model_validate(file) for file in returned["files"]],
+        metadata=returned["metadata"],
+        metrics=returned["metrics"],
+        timings=returned["timings"],
+    )
+
+
+def train_worker(values: dict[str, Any]) -> dict[str, Any]:
+    """What Ray Train runs on every rank. Returns the result, or the fault that all ranks agree on."""
+    job = TrainJob(**values)
+    import torch
+    import torch.distributed as dist
+
+    from transfusion.artifacts.artifact import open_artifact
+    from transfusion.storage.store import open_store
+    from transfusion.train.finish import run_to_end
+    from transfusion.train.loop import NotFiniteError
+
+    device = torch.device("cpu")
+    if job.use_gpu:
+        import ray.train.torch
+
+        device = ray.train.torch.get_device()
+    store = open_store(job.store)
+    tell, messages = _teller(job.status_key, first=dist.get_rank() == 0)
+    logger = logging.getLogger("transfusion")
+    logger.addHandler(messages)
+    try:
+        trainee, fault = None, ""
+        try:
+            module, _, function = job.build.partition(":")
+            inputs = {role: open_artifact(store, path) for role, path in job.inputs.items()}
+            trainee = getattr(importlib.import_module(module), function)(job.config, inputs, device)
+        except TransfusionError as error:
+            fault = str(error)
+        # A fault of one rank is everyone's: the others must not wait for it in a collective.
+        faults: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(faults, fault)
+        if trainee is None or any(faults):
+            return {"fault": next(told for told in faults if told)}
+        outcome = run_to_end(
+            trainee,
+            store=store,
+            folder=job.folder,
+            fingerprint=job.fingerprint,
+            name=job.name,
+            scratch=Path(job.scratch),
+            tracking=job.tracking,
+            tell=tell,
+        )
+    except NotFiniteError as error:
+        # Every rank raises it at the same step, and a restart would come to the same step.
+        return {"fault": str(error)}
+    finally:
+        logger.removeHandler(messages)
+    # Without it the first rank to leave tears the group down under the others' last messages.
+    dist.barrier()
+    return outcome
+
+
+class _Messages(logging.Handler):
+    """Log records of the worker, for the driver: Ray's own forwarding is a wall of other people's lines."""
+
+    def __init__(self, *, first: bool) -> None:
+        super().__init__(logging.INFO if first else logging.WARNING)
+        self.lines: list[tuple[int, str]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append((record.levelno, record.getMessage()))
+
+
+def _teller(key: str, *, first: bool) -> tuple[Callable[[int, Mapping[str, str]], None], _Messages]:
+    """A function that publishes how far rank 0 is in Ray's key-value store, at most every `POLL_S`.
+
+    A report through Ray Train would be a barrier over all ranks, and ends at the controller, not the driver.
+    """
+    import time
+
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    messages = _Messages(first=first)
+    state = {"at": 0.0}
+
+    def tell(step: int, shown: Mapping[str, str]) -> None:
+        now = time.monotonic()
+        if first and now - state["at"] >= POLL_S:
+            state["at"] = now
+            status = {"step": step, "shown": dict(shown), "messages": messages.lines}
+            _internal_kv_put(key, json.dumps(status))
+
+    return tell, messages
+
+
+@contextmanager
+def _follow(key: str, context: StageContext, *, steps: int, unit: str) -> Iterator[None]:
+    """Shows on the driver how far the workers are, from a thread: `fit` blocks."""
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
+
+    stop = threading.Event()
+
+    def follow() -> None:
+        with context.progress(total=steps, unit=unit) as progress:
+            told, begun = 0, False
+            while not stop.wait(POLL_S / 2):
+                try:
+                    status = json.loads(_internal_kv_get(key) or b"{}")
+                except Exception as error:
+                    # The display must never be what stops a run.
+                    context.log.debug("no status: %s", error)
+                    continue
+                if not status:
+                    continue
+                if not begun:
+                    progress.start_at(status["step"])
+                    begun = True
+                for level, line in status["messages"][told:]:
+                    context.log.log(level, line)
+                told = max(told, len(status["messages"]))
+                if status["step"] > progress.done:
+                    progress.advance(status["step"] - progress.done, **status["shown"])
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        _internal_kv_del(key)
+
+
+def _told(error: Exception) -> Exception:
+    """The mistake behind a failed run, or the failure itself."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "cause", failure)
+        if isinstance(cause, TransfusionError):
+            return cause
+    return error
