@@ -12,37 +12,18 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
-from pydantic import Field
 
-from transfusion.config import Config
+from data_pipelines.limits import DecodeLimits
 
 T = TypeVar("T")
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Pillow opens many more, EPS among them, for which it would start Ghostscript."""
-
-
-class DecodeLimits(Config):
-    """What an image may be at most and at least."""
-
-    max_bytes: int = Field(default=64 * 2**20, ge=1)
-    """Size of the file."""
-
-    max_pixels: int = Field(default=64_000_000, ge=1, le=178_000_000)
-    """Width times height, checked before the pixels are decoded."""
-
-    min_side_px: int = Field(default=16, ge=1)
-
-    max_aspect: float = Field(default=8.0, ge=1)
-    """Longer side over shorter side."""
-
-    animated: Literal["first_frame", "reject"] = "first_frame"
-    """What becomes of GIF, WebP, APNG and TIFF files of more than one frame or page."""
 
 
 class Reject(Exception):  # noqa: N818 it is an outcome, not a fault of the program
@@ -240,7 +221,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
             # sRGB to sRGB would change pixels by rounding alone.
-            if image.mode == "RGB" and "sRGB" in ImageCms.getProfileDescription(source):
+            if image.mode == "RGB" and ImageCms.getProfileDescription(source).startswith("sRGB"):
                 return image
             space = source.profile.xcolor_space.strip()
             if space == "GRAY" and image.mode == "RGB":

@@ -4,12 +4,11 @@ document = [BOS] span span ... [EOS]
 image    = [BOI] patch patch ... patch [EOI]      patches row by row
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from transfusion.config import Config
-from transfusion.sequence.document import Document, TextSpan
 
 ImageAttention = Literal["bidirectional", "causal"]
 
@@ -43,12 +42,15 @@ class SequenceLayout(Config):
         """Positions that an image takes: BOI, patches, EOI."""
         return num_patches + 2
 
-    def document_length(self, document: Document) -> int:
-        """Positions that a document takes."""
+    def document_length(self, document: Any) -> int:
+        """Positions that a `sequence.document.Document` takes.
+
+        Its type is not imported: this module is read when a job is planned, which does without numpy.
+        """
         length = int(document.opens) + int(document.closes)
         for span in document.spans:
-            if isinstance(span, TextSpan):
-                length += len(span.ids)
-            else:
+            if hasattr(span, "num_patches"):
                 length += self.image_length(span.num_patches)
+            else:
+                length += len(span.ids)
         return length

@@ -14,7 +14,6 @@ import sentencepiece
 from jaxtyping import Int32
 
 from transfusion.errors import ArtifactError
-from transfusion.sequence.special import SpecialIds
 
 MODEL = "tokenizer.model"
 """The file of a `tokenizer` artifact, and its name in a model package."""
@@ -56,11 +55,6 @@ class Tokenizer:
     def num_pieces(self) -> int:
         """How many ids text can have."""
         return int(self._processor.get_piece_size())
-
-    @property
-    def special(self) -> SpecialIds:
-        """Ids of the special tokens."""
-        return SpecialIds.after(self.num_pieces)
 
     @cached_property
     def digest(self) -> str:
