@@ -50,8 +50,8 @@ def test_encodes_and_decodes_as_diffusers_does(folder):
     with torch.no_grad():
         expected = theirs.encode(signal).latent_dist
         found = ours.encode(images())
-        torch.testing.assert_close(found.mean, expected.mean, rtol=0, atol=0)
-        torch.testing.assert_close(found.std, expected.std, rtol=0, atol=0)
+        torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.std, expected.std, rtol=1e-4, atol=1e-6)
         normalized = (expected.mean - torch.tensor([0.0, 1.0, -1.0, 0.5]).view(1, 4, 1, 1)) / (
             torch.tensor([1.0, 2.0, 0.5, 1.0]).view(1, 4, 1, 1)
         )
