@@ -148,6 +148,9 @@ def submit(
     ] = None,
     until: Until = None,
     profile: Profile = None,
+    retry: Annotated[
+        int, typer.Option(min=0, help="A further attempt at a submission that has ended.")
+    ] = 0,
 ) -> None:
     """Run a job on a cluster. The same submission twice runs once."""
     from transfusion.runner.submit import submit as submit_job
@@ -160,6 +163,7 @@ def submit(
             submission_id=submission_id,
             until=until,
             profile=profile,
+            retry=retry,
         )
     )
 
