@@ -7,8 +7,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.model.transformer import ModelOutput
-from transfusion.objective import LossSums, ObjectiveConfig, combine, loss_sums
+from transfusion.objective import LossSums, combine, loss_sums
 from transfusion.sequence.batch import assemble
 from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout

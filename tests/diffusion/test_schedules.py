@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from transfusion.diffusion.config import ScheduleName
 from transfusion.diffusion.guidance import guide
-from transfusion.diffusion.schedules import SCHEDULES, ScheduleName, add_noise, alphas_cumprod
+from transfusion.diffusion.schedules import SCHEDULES, add_noise, alphas_cumprod
 from transfusion.diffusion.solvers import SOLVERS, SolverName, check_steps, make_solver
 
 IN_DIFFUSERS = {"cosine": "squaredcos_cap_v2", "linear": "linear"}

@@ -219,4 +219,4 @@ def psnr_db(
 ) -> Float[Tensor, " b"]:
     """Peak signal to noise ratio of each image, in decibels; an exact copy counts as 99."""
     error = (images.double() - reference.double()).square().flatten(1).mean(dim=1)
-    return (10 * torch.log10(255.0**2 / error.clamp(min=1e-5))).clamp(max=99.0).float()
+    return (10 * torch.log10(255.0**2 / error.clamp(min=1e-6))).clamp(max=99.0).float()

@@ -7,14 +7,13 @@ Axes: m = images, t = timesteps.
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-ScheduleName = Literal["cosine", "linear"]
+from transfusion.diffusion.config import ScheduleName
 
 
 def alphas_cumprod(name: ScheduleName, num_timesteps: int = 1000) -> Float[Tensor, " t"]:

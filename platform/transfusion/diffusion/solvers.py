@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from transfusion.diffusion.schedules import SCHEDULES, ScheduleName
+from transfusion.diffusion.config import ScheduleName
+from transfusion.diffusion.schedules import SCHEDULES
 
 SolverName = Literal["ddpm", "ddim", "dpm++", "unipc"]
 

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, field_validator
 
 from transfusion.config import Config, validate
-from transfusion.diffusion.schedules import ScheduleName
+from transfusion.diffusion.config import ScheduleName
 from transfusion.errors import ArtifactError
 from transfusion.model.config import ModelConfig
 from transfusion.package.config import SamplingDefaults
