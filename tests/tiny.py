@@ -76,23 +76,7 @@ def tiny_model(
     return model.eval()
 
 
-WORDS = [
-    "a",
-    "red",
-    "green",
-    "blue",
-    "circle",
-    "square",
-    "triangle",
-    "on",
-    "the",
-    "left",
-    "of",
-    "above",
-    "and",
-    "two",
-    "three",
-]
+WORDS = ["a", "red", "green", "blue", "circle", "square", "triangle", "left", "of", "and", "two"]
 
 
 def tiny_tokenizer() -> Tokenizer:

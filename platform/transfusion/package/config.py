@@ -17,8 +17,8 @@ SOLVER_STEPS: Mapping[Solver, tuple[int, int]] = MappingProxyType(
 """Fewest and most steps with which each solver keeps the variance of latents, as in `diffusion.solvers`."""
 
 
-class SamplingDefaults(Config):
-    """How images are drawn and text is written."""
+class ImageSampling(Config):
+    """How images are drawn."""
 
     solver: Solver = "ddim"
     """How noise is taken away."""
@@ -29,6 +29,20 @@ class SamplingDefaults(Config):
     guidance_scale: float = Field(3.0, ge=0, le=20)
     """1 draws what the prompt says without emphasis; more follows it harder."""
 
+    @model_validator(mode="after")
+    def _steps_keep_the_variance(self) -> "ImageSampling":
+        low, high = SOLVER_STEPS[self.solver]
+        if not low <= self.num_inference_steps <= high:
+            raise ValueError(
+                f"num_inference_steps must be {low} to {high} for solver {self.solver!r}, "
+                f"got {self.num_inference_steps}"
+            )
+        return self
+
+
+class SamplingDefaults(ImageSampling):
+    """How images are drawn and text is written."""
+
     temperature: float = Field(1.0, ge=0, le=2)
     """Of text; 0 always takes the likeliest token."""
 
@@ -37,16 +51,6 @@ class SamplingDefaults(Config):
 
     top_k: int = Field(0, ge=0)
     """Text is drawn from this many likeliest tokens; 0 for all."""
-
-    @model_validator(mode="after")
-    def _steps_keep_the_variance(self) -> "SamplingDefaults":
-        low, high = SOLVER_STEPS[self.solver]
-        if not low <= self.num_inference_steps <= high:
-            raise ValueError(
-                f"num_inference_steps must be {low} to {high} for solver {self.solver!r}, "
-                f"got {self.num_inference_steps}"
-            )
-        return self
 
 
 class PackageStageConfig(Config):

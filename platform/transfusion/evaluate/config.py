@@ -1,0 +1,65 @@
+"""Configuration of the evaluate stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from transfusion.package.config import ImageSampling
+
+TaskName = Literal[
+    "single_object", "two_objects", "counting", "colors", "position", "color_attribution"
+]
+"""The tasks of `evaluate.shapes.prompts.TASKS`."""
+
+
+class EvaluateConfig(ImageSampling):
+    """What is drawn, described and read, and how."""
+
+    seed: int = Field(ge=0, lt=2**63)
+    """Of prompts and noise."""
+
+    weights: Literal["ema", "raw"] = "ema"
+    """Which of the package's weights are judged."""
+
+    tasks: tuple[TaskName, ...] = (
+        "single_object",
+        "two_objects",
+        "counting",
+        "colors",
+        "position",
+        "color_attribution",
+    )
+    """GenEval's tasks to draw and score, where the images are of the drawn world."""
+
+    num_single_object: int = Field(128, ge=1)
+    """Prompts of the task `single_object`."""
+
+    num_per_task: int = Field(32, ge=1)
+    """Prompts of every other task."""
+
+    num_caption_prompts: int = Field(64, ge=0)
+    """Held-out captions that are drawn, where the images are real ones and no detector can judge them."""
+
+    num_captions: int = Field(128, ge=0)
+    """Held-out images that are described."""
+
+    max_caption_tokens: int = Field(48, ge=1)
+    """A caption is cut there."""
+
+    num_text_documents: int = Field(64, ge=0)
+    """Held-out documents read for bits per byte; the first tokens of each."""
+
+    max_document_tokens: int = Field(2048, ge=2)
+    """Of each of them."""
+
+    num_pixels: int = Field(256, ge=0)
+    """Images through the autoencoder and back, for its ceiling."""
+
+    num_shown: int = Field(16, ge=0)
+    """Reconstructions and captions kept as pictures."""
+
+    batch_size: int = Field(64, ge=1)
+    """Prompts at once; another size flips last bits, so it is part of what is made."""
+
+    threads: int = Field(2, ge=1)
+    """CPU threads; another number flips last bits."""
