@@ -16,6 +16,7 @@ class Inner(Config):
 
 class Outer(Config):
     path: Location
+    optional: Location | None = None
     inner: Inner = Inner()
     named: dict[str, Inner] = {}
     kind: Literal["a", "b"] = "a"
@@ -41,6 +42,7 @@ def test_every_fault_is_told_with_place_value_and_remedy() -> None:
 def test_identity_holds_what_differs_from_the_default_and_no_place() -> None:
     config = Outer(path="/data", inner=Inner(size_px=4), named={"x": Inner()}, pair=(1, 2))
     assert config.identity() == {"inner": {"size_px": 4}, "named": {"x": {}}}
+    assert Outer(path="/data", optional="/x").identity() == Outer(path="/data").identity()
     assert Outer(path="/elsewhere").identity() == Outer(path="/data").identity() == {}
 
 

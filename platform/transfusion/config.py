@@ -9,9 +9,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from transfusion.errors import SpecError
@@ -53,11 +54,18 @@ class Config(BaseModel):
         return _identity(self)
 
 
+def is_location(field: FieldInfo) -> bool:
+    """Whether a field names a place: a `Location`, or a `Location | None`."""
+    optional = [getattr(option, "__metadata__", ()) for option in get_args(field.annotation)]
+    marks = [*field.metadata, *(mark for found in optional for mark in found)]
+    return any(isinstance(mark, _Place) for mark in marks)
+
+
 def _identity(config: BaseModel) -> dict[str, Any]:
     values: dict[str, Any] = {}
     plain = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
-        if any(isinstance(mark, _Place) for mark in field.metadata):
+        if is_location(field):
             continue
         value = getattr(config, name)
         if not field.is_required() and value == field.get_default(call_default_factory=True):

@@ -20,6 +20,12 @@ LOG = logging.getLogger("transfusion.job")
 _OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Ray lets these win over the address it is given; a command line must mean what it says."""
 
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+
 
 class ClusterError(TransfusionError):
     """A cluster that cannot be reached, refuses us, or does not know what it was asked about."""
@@ -44,7 +50,7 @@ def connection(address: str) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         with _without_overrides():

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from transfusion.artifacts.canonical import fingerprint
-from transfusion.config import Location
+from transfusion.config import is_location
 from transfusion.errors import SpecError
 from transfusion.spec.job import Job
 from transfusion.spec.stages import PACKAGES
@@ -92,13 +92,10 @@ def package_folders() -> list[str]:
 
 
 def _locations(config: Any) -> list[tuple[str, str]]:
-    marks = Location.__metadata__  # type: ignore[attr-defined]
     return [
         (name, value)
         for name, field in type(config).model_fields.items()
-        if any(mark in marks for mark in field.metadata)
-        and isinstance(value := getattr(config, name), str)
-        and value
+        if is_location(field) and isinstance(value := getattr(config, name), str) and value
     ]
 
 

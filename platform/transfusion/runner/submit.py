@@ -87,10 +87,6 @@ def submit_shipped(
         raise SpecError(f"--retry: must be 0 or more, got {retry}")
     base = submission_id or job.key
     wanted = _attempt(base, retry)
-    if job.local_places:
-        LOG.warning(
-            f"on a local disk, so every machine of the cluster must see it: {'; '.join(job.local_places)}"
-        )
     with connection(address) as client:
         for number in range(retry + 1):
             earlier = find(client, _attempt(base, number))
@@ -98,6 +94,9 @@ def submit_shipped(
             if earlier is not None and (number == retry or _status(earlier) in ALIVE):
                 return _attach(earlier, _attempt(base, number), job)
         _check_version(client, address)
+        if job.local_places:
+            places = "; ".join(job.local_places)
+            LOG.warning(f"on a local disk, so every machine of the cluster must see it: {places}")
         return _start(client, job, wanted, profile=profile, until=until)
 
 

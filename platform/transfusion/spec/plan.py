@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import Manifest, artifact_path, manifest_path
-from transfusion.config import Location
+from transfusion.config import is_location
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.spec.job import Job, JobStage
 from transfusion.spec.stages import load_function
@@ -113,11 +113,7 @@ def _earlier(store: Store, uses: str) -> Iterator[Manifest]:
 
 
 def _differences(stage: JobStage, payload: Mapping[str, Any], manifest: Manifest) -> list[str]:
-    places = {
-        name
-        for name, field in type(stage.config).model_fields.items()
-        if _is_location(field.metadata)
-    }
+    places = {name for name, field in type(stage.config).model_fields.items() if is_location(field)}
     before = {key: value for key, value in manifest.config.items() if key not in places}
     now = {key: value for key, value in stage.config.resolved().items() if key not in places}
     found = [
@@ -130,10 +126,6 @@ def _differences(stage: JobStage, payload: Mapping[str, Any], manifest: Manifest
     if manifest.payload.get("raw") != payload.get("raw"):
         found.append("raw input")
     return found
-
-
-def _is_location(marks: list[Any]) -> bool:
-    return any(mark in Location.__metadata__ for mark in marks)  # type: ignore[attr-defined]
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
