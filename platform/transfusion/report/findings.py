@@ -1,0 +1,155 @@
+"""What an evaluation found, ready to show: samples with verdicts, captions, reconstructions.
+
+An evaluation that has none of one kind leaves its file out; that section of the page is then left out too.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transfusion.artifacts.artifact import Artifact
+from transfusion.report.pictures import Album, Picture, psnr_db
+
+SAMPLES, CAPTIONS, RECONSTRUCTIONS = "samples.json", "captions.json", "reconstructions.json"
+
+UNJUDGED = "held-out captions"
+"""Heading of samples that belong to no task: drawn from the captions of held-out images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """A generated image."""
+
+    prompt: str
+    picture: Picture
+    correct: bool | None
+    """None where nothing judges it."""
+    reason: str
+    """What is wrong with it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """The samples of one task that are shown, of all there are."""
+
+    name: str
+    samples: list[Sample]
+    total: int
+    correct: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caption:
+    """A held-out image and what the model said of it."""
+
+    picture: Picture | None
+    """None where the evaluation kept none."""
+    text: str
+    reference: str
+    correct: bool | None
+    """Colours and shapes are those of the image; None where nothing judges it."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reconstruction:
+    """An image before and after the autoencoder."""
+
+    original: Picture
+    reconstructed: Picture
+    psnr_db: float
+    caption: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Findings:
+    """All that is shown of an evaluation."""
+
+    tasks: list[Task]
+    captions: list[Caption]
+    """With pictures."""
+    wrong_captions: list[Caption]
+    """Further ones that are wrong, without pictures."""
+    num_captions: int
+    reconstructions: list[Reconstruction]
+
+
+def read_findings(evaluation: Artifact, album: Album, *, max_listed: int) -> Findings:
+    """Reads an evaluation and embeds its images: three fifths for samples, a fifth for each of the others."""
+    share = album.left // 5
+    captions = _rows(evaluation, CAPTIONS)
+    pictured = [row for row in captions if "file" in row][:share]
+    wrong = [row for row in captions if row not in pictured and _caption_correct(row) is False]
+    pairs = _rows(evaluation, RECONSTRUCTIONS)[: share // 2]
+    return Findings(
+        captions=[_caption(evaluation, album, row) for row in pictured],
+        wrong_captions=[_caption(evaluation, None, row) for row in wrong[:max_listed]],
+        num_captions=len(captions),
+        reconstructions=[_reconstruction(evaluation, album, row) for row in pairs],
+        tasks=_tasks(evaluation, album),
+    )
+
+
+def _tasks(evaluation: Artifact, album: Album) -> list[Task]:
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for row in _rows(evaluation, SAMPLES):
+        by_task.setdefault(row.get("task", UNJUDGED), []).append(row)
+    left, tasks = album.left, []
+    # Small tasks first: what they do not use is for the large ones.
+    for index, name in enumerate(sorted(by_task, key=lambda task: len(by_task[task]))):
+        rows = by_task[name]
+        taken = rows[: left // (len(by_task) - index)]
+        left -= len(taken)
+        verdicts = [row.get("correct") for row in rows]
+        tasks.append(
+            Task(
+                name=name,
+                samples=[_sample(evaluation, album, row) for row in taken],
+                total=len(rows),
+                correct=None if None in verdicts else sum(map(bool, verdicts)),
+            )
+        )
+    order = list(by_task)
+    return sorted(tasks, key=lambda task: order.index(task.name))
+
+
+def _rows(evaluation: Artifact, name: str) -> list[dict[str, Any]]:
+    if not any(file.name == name for file in evaluation.manifest.content.files):
+        return []
+    rows = json.loads(evaluation.read(name))
+    return list(rows)
+
+
+def _sample(evaluation: Artifact, album: Album, row: Mapping[str, Any]) -> Sample:
+    return Sample(
+        prompt=row["prompt"],
+        picture=album.add(evaluation.read(row["file"])),
+        correct=row.get("correct"),
+        reason=row.get("reason", ""),
+    )
+
+
+def _caption(evaluation: Artifact, album: Album | None, row: Mapping[str, Any]) -> Caption:
+    faults = [name for name in ("color", "shape") if row.get(f"{name}_correct") is False]
+    return Caption(
+        picture=album.add(evaluation.read(row["file"])) if album else None,
+        text=row["caption"],
+        reference=row["reference"],
+        correct=_caption_correct(row),
+        reason=f"wrong {' and '.join(faults)}" if faults else "",
+    )
+
+
+def _caption_correct(row: Mapping[str, Any]) -> bool | None:
+    return row["color_correct"] and row["shape_correct"] if "color_correct" in row else None
+
+
+def _reconstruction(evaluation: Artifact, album: Album, row: Mapping[str, Any]) -> Reconstruction:
+    original, copy = evaluation.read(row["original"]), evaluation.read(row["reconstruction"])
+    return Reconstruction(
+        original=album.add(original),
+        reconstructed=album.add(copy),
+        psnr_db=psnr_db(original, copy),
+        caption=row["caption"],
+    )

@@ -1,0 +1,232 @@
+"""From artifacts to what the page and the summary show."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.manifest import Outcomes
+from transfusion.report.charts import Line, line_chart
+from transfusion.report.config import ReportConfig
+from transfusion.report.curves import Metrics, last, mean, read_metrics
+from transfusion.report.findings import read_findings
+from transfusion.report.lineage import (
+    Ancestor,
+    RejectedRow,
+    rejected_rows,
+    source_shards,
+    trace,
+)
+from transfusion.report.mixture import read_mixture
+from transfusion.report.pictures import Album
+from transfusion.report.pipeline import anchor, pipeline_diagram
+from transfusion.report.scores import headline_tiles, task_bars
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A drawing with its heading."""
+
+    title: str
+    svg: Markup
+    legend: list[tuple[str, str]]
+    """Role and name of each line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refused:
+    """What a stage turned away."""
+
+    stage: str
+    outcomes: Outcomes
+    rows: list[RejectedRow]
+    """Some of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """An artifact of the lineage as the page tells it."""
+
+    anchor: str
+    ancestor: Ancestor
+    inputs: list[tuple[str, Ancestor]]
+    shards: list[dict[str, Any]]
+
+
+TITLES = {
+    "loss": "Loss, all together",
+    "lm_loss": "Text: loss per token, nats",
+    "diffusion_loss": "Images: denoising loss",
+    "absolute_error": "Mean absolute error",
+    "kl": "KL divergence",
+    "psnr_db": "Reconstruction, PSNR in dB",
+    "grad_norm": "Gradient norm, before clipping",
+    "lr": "Learning rate",
+    "tokens_per_s": "Tokens per second",
+    "images_per_s": "Images per second",
+}
+"""Headings of the curves that are known; also their order on the page."""
+
+
+def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """Everything that the template asks for."""
+    evaluation, run, mixture = inputs["evaluation"], inputs["run"], inputs["mixture"]
+    metrics = evaluation.manifest.content.metrics
+    ancestors = trace([*inputs.values()])
+    findings = read_findings(
+        evaluation,
+        Album(max_images=config.max_images, max_image_px=config.max_image_px),
+        max_listed=config.max_listed,
+    )
+    training = read_run(run)
+    by_path = {one.artifact.path: one for one in ancestors}
+    made = [one for one in ancestors if "seconds" in one.manifest.timings]
+    return {
+        "title": config.title,
+        "model": inputs["model"],
+        "store": run.store.uri,
+        "tiles": headline_tiles(metrics),
+        "bars": task_bars(metrics),
+        "metrics": metrics,
+        "findings": findings,
+        "charts": loss_charts(training, config.max_points)
+        + measured_charts(training, config.max_points),
+        "autoencoder_charts": _autoencoder_charts(inputs.get("autoencoder"), config.max_points),
+        "rate_charts": rate_charts(training, config.max_points),
+        "split": step_split(training),
+        "mixture": read_mixture(mixture),
+        "stages": made,
+        "total_s": sum(one.manifest.timings["seconds"] for one in made),
+        "longest_s": max((one.manifest.timings["seconds"] for one in made), default=0.0),
+        "refused": [_refused(one, config) for one in ancestors if _has_outcomes(one)],
+        "pipeline": Markup(pipeline_diagram(ancestors)),  # noqa: S704 escaped where it is made
+        "entries": [
+            Entry(
+                anchor=anchor(one),
+                ancestor=one,
+                inputs=[(role, by_path[path]) for role, path in one.inputs.items()],
+                shards=source_shards(one, limit=config.max_listed),
+            )
+            for one in ancestors
+        ],
+        "max_listed": config.max_listed,
+        "provenance": run.manifest.provenance,
+    }
+
+
+def read_run(artifact: Artifact) -> Metrics:
+    """The curves of an artifact that was trained; none where it was not."""
+    if not any(file.name == METRICS for file in artifact.manifest.content.files):
+        return Metrics({}, {}, {})
+    return read_metrics(artifact.read(METRICS))
+
+
+def loss_charts(metrics: Metrics, max_points: int) -> list[Chart]:
+    """A chart for each thing that is validated or is a loss: training, validation and averaged weights."""
+    names = {name for name in metrics.train if name.endswith("loss") or name in metrics.validation}
+    names |= {name for name in metrics.validation if not name.startswith("ema_")}
+    return [
+        _chart(
+            name,
+            [
+                Line(name="training", role="train", curve=metrics.train.get(name, [])),
+                Line(name="validation", role="validation", curve=metrics.validation.get(name, [])),
+                Line(
+                    name="validation, averaged weights",
+                    role="average",
+                    curve=metrics.validation.get(f"ema_{name}", []),
+                ),
+            ],
+            max_points,
+        )
+        for name in sorted(names, key=_order)
+    ]
+
+
+def measured_charts(metrics: Metrics, max_points: int) -> list[Chart]:
+    """Gradient norm and learning rate."""
+    return _single(metrics.train, ("grad_norm", "lr"), max_points)
+
+
+def rate_charts(metrics: Metrics, max_points: int) -> list[Chart]:
+    """Whatever was counted a second."""
+    names = [name for name in metrics.timing if name.endswith("_per_s")]
+    return _single(metrics.timing, sorted(names, key=_order), max_points)
+
+
+def step_split(metrics: Metrics) -> list[tuple[str, float]]:
+    """Where a step's time goes: parts and their mean seconds, leaving out the whole."""
+    return [
+        (name.removesuffix("_s"), mean(point.value for point in curve))
+        for name, curve in metrics.timing.items()
+        if name.endswith("_s") and not name.endswith("_per_s") and name != "step_s"
+    ]
+
+
+def summarise(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The numbers of the page that a second run must come to again: no durations, no places."""
+    training = read_run(inputs["run"])
+    return {
+        "title": config.title,
+        "metrics": inputs["evaluation"].manifest.content.metrics,
+        "training": {
+            kind: {name: last(curve) for name, curve in curves.items()}
+            for kind, curves in (("train", training.train), ("validation", training.validation))
+        },
+        "mixture": inputs["mixture"].metadata,
+        "artifacts": {
+            one.manifest.stage: {
+                "uses": one.manifest.uses,
+                "fingerprint": one.manifest.fingerprint,
+                "digest": one.manifest.digest,
+                "outcomes": outcomes.model_dump() if outcomes else None,
+            }
+            for one in trace([*inputs.values()])
+            for outcomes in [one.manifest.content.outcomes]
+        },
+    }
+
+
+def _autoencoder_charts(autoencoder: Artifact | None, max_points: int) -> list[Chart]:
+    return loss_charts(read_run(autoencoder), max_points) if autoencoder else []
+
+
+def _single(curves: Mapping[str, Any], names: Sequence[str], max_points: int) -> list[Chart]:
+    return [
+        _chart(name, [Line(name=name, role="train", curve=curves[name])], max_points)
+        for name in names
+        if name in curves
+    ]
+
+
+def _chart(name: str, lines: Sequence[Line], max_points: int) -> Chart:
+    title = TITLES.get(name, name.replace("_", " "))
+    drawn = [line for line in lines if line.curve]
+    return Chart(
+        title=title,
+        svg=Markup(line_chart(drawn, label=title, max_points=max_points)),  # noqa: S704 escaped there
+        legend=[(line.role, line.name) for line in drawn] if len(drawn) > 1 else [],
+    )
+
+
+def _order(name: str) -> tuple[int, str]:
+    known = list(TITLES)
+    return (known.index(name) if name in known else len(known), name)
+
+
+def _has_outcomes(ancestor: Ancestor) -> bool:
+    return ancestor.manifest.content.outcomes is not None
+
+
+def _refused(ancestor: Ancestor, config: ReportConfig) -> Refused:
+    outcomes = ancestor.manifest.content.outcomes
+    assert outcomes is not None
+    return Refused(
+        stage=ancestor.manifest.stage,
+        outcomes=outcomes,
+        rows=rejected_rows(ancestor, limit=config.max_listed),
+    )

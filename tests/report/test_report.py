@@ -1,0 +1,183 @@
+"""The report: one file that stands alone, escapes what it shows, is bounded, and leaves out what is not there."""
+
+import json
+import logging
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.fake_run import HOSTILE, FakeRun, make_run
+from transfusion.artifacts.manifest import Content, manifest_path
+from transfusion.report.config import ReportConfig
+from transfusion.report.run import run as write_report
+from transfusion.stage import Made, Progress, Resources, StageContext
+from transfusion.storage.store import open_store
+
+VOID = {"meta", "img", "br", "link", "hr", "input"}
+
+
+def report(made: FakeRun, scratch: Path, config: ReportConfig | None = None) -> tuple[Made, str]:
+    scratch.mkdir(parents=True, exist_ok=True)
+    log = logging.getLogger("tests")
+    context = StageContext(
+        name="report", uses="transfusion.report", version=1, fingerprint="e" * 64, store=made.store,
+        resources=Resources(), scratch=scratch, log=log,
+        progress=lambda **given: Progress(log, **given),
+    )  # fmt: skip
+    roles = {"run": "train", "evaluation": "evaluate", "model": "export", "mixture": "mixture",
+             "autoencoder": "autoencoder"}  # fmt: skip
+    inputs = {role: made.made[name] for role, name in roles.items()}
+    result = write_report(config or ReportConfig(title="quickstart"), inputs, context)
+    entry = next(file for file in result.files if file.name == "report.html")
+    return result, made.store.read(entry.path).decode()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
+    folder = tmp_path_factory.mktemp("run")
+    return make_run(open_store(str(folder / "store")), folder / "scratch")
+
+
+@pytest.fixture(scope="module")
+def page(made: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return report(made, tmp_path_factory.mktemp("report"))[1]
+
+
+class Tree(HTMLParser):
+    """Collects tags, attributes and text, and checks that every element is closed where it should be."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attributes for name, attributes in self.seen if name == tag]
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(page: str) -> None:
+    tree = Tree(page)
+    ids = {attributes["id"] for _, attributes in tree.seen if "id" in attributes}
+    links = [attributes["href"] for attributes in tree.all("a")]
+    assert links
+    assert {link.removeprefix("#") for link in links} <= ids
+
+
+def test_the_page_stands_alone(page: str) -> None:
+    tree = Tree(page)
+    assert not tree.all("script")
+    assert not tree.all("link")
+    assert all(image["src"].startswith("data:image/png;base64,") for image in tree.all("img"))
+    assert not re.search(r"https?://|url\(|@import", page)
+
+
+def test_what_comes_from_outside_is_escaped(page: str) -> None:
+    assert "<script" not in page
+    assert "<b>bold" not in page
+    assert HOSTILE in Tree(page).text
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        "97.7%", "images: colour right", "autoencoder 97%", "unigram model 3.020",
+        "a red circle", "Text: loss per token", "two objects", "too many pixels 1", "image file is truncated",
+        "data_pipelines.encode_images", "images/part-03.parquet", "0123456789ab", "2.41M parameters",
+    ],
+)  # fmt: skip
+def test_the_page_tells_it(page: str, told: str) -> None:
+    assert told in Tree(page).text
+
+
+def test_every_artifact_down_to_the_sources_is_there_once(page: str, made: FakeRun) -> None:
+    for artifact in made.made.values():
+        assert page.count(f'<details id="artifact-{artifact.manifest.fingerprint[:16]}"') == 1
+
+
+def test_verdicts_are_counted_over_all_samples_and_shown_on_those_that_fit(page: str) -> None:
+    shown = Tree(page).all("figure")
+    samples = [figure for figure in shown if figure["class"] in {"sample ok", "sample bad"}]
+    right, total = map(int, re.findall(r"(\d+) of (\d+) right", page)[0])
+    assert total == 128
+    assert 0 < right < 128
+    assert 100 < len(samples) < 192
+    assert "the first" in page
+
+
+def test_images_and_points_are_bounded(tmp_path: Path) -> None:
+    made = make_run(open_store(str(tmp_path / "store")), tmp_path / "scratch", steps=5000)
+    config = ReportConfig(max_images=30, max_points=50)
+    page = report(made, tmp_path / "report", config)[1]
+    tree = Tree(page)
+    assert 20 <= len(tree.all("img")) <= 30
+    drawn = [path["d"].count("L") + 1 for path in tree.all("path") if "noise" in path["class"]]
+    assert drawn
+    assert max(drawn) <= 50
+
+
+def test_without_verdicts_the_samples_are_shown_unjudged(tmp_path: Path) -> None:
+    made = make_run(open_store(str(tmp_path / "store")), tmp_path / "scratch", judged=False)
+    page = report(made, tmp_path / "report")[1]
+    tree = Tree(page)
+    assert HOSTILE in tree.text
+    assert not [figure for figure in tree.all("figure") if "ok" in figure["class"].split()]
+    assert 'id="scores"' not in page
+    assert "images: colour right" not in page
+
+
+def test_an_evaluation_of_numbers_alone_and_a_run_without_metrics_make_a_page(
+    tmp_path: Path,
+) -> None:
+    made = make_run(open_store(str(tmp_path / "store")), tmp_path / "scratch", steps=5)
+    made.commit("evaluate", "transfusion.evaluate", "evaluation", inputs={"model": "export"},
+                metrics={"text.bits_per_byte": 2.5}, config={"tasks": []})  # fmt: skip
+    made.commit("train", "transfusion.train", "run", inputs=("mixture",), config={"steps": 0})
+    made.commit("mixture", "data_pipelines.mix", "mixture", inputs=("latents", "tokens"))
+    page = report(made, tmp_path / "report")[1]
+    Tree(page)
+    for left_out in ("samples", "captions", "training"):
+        assert f'id="{left_out}"' not in page
+        assert f'href="#{left_out}"' not in page
+    assert "2.500" in page
+
+
+def test_an_ancestor_that_was_collected_is_named_not_fatal(tmp_path: Path) -> None:
+    made = make_run(open_store(str(tmp_path / "store")), tmp_path / "scratch", steps=5)
+    gone = made.made["pixels"].manifest
+    made.store.delete(manifest_path(gone.uses, gone.fingerprint))
+    assert f"no longer in the store: {made.made['pixels'].path}" in Tree(
+        report(made, tmp_path / "report")[1]
+    ).text.replace("\n", " ")
+
+
+def test_the_digest_covers_the_numbers_and_not_the_page(made: FakeRun, tmp_path: Path) -> None:
+    first, _ = report(made, tmp_path / "one")
+    other = ReportConfig(title="quickstart", max_images=3)
+    second, _ = report(made, tmp_path / "two", other)
+    digests = [Content(kind="report", files=list(one.files)).digest() for one in (first, second)]
+    assert digests[0] == digests[1]
+    summary = next(file for file in first.files if file.name == "summary.json")
+    values = json.loads(made.store.read(summary.path))
+    assert values["metrics"]["single_object.color_accuracy"] == 0.977
+    assert values["artifacts"]["latents"]["outcomes"]["rejected"] == {"truncated": 3}
+    assert "seconds" not in json.dumps(values)
