@@ -30,8 +30,8 @@ DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 needs_crds = pytest.mark.skipif(
     "TRANSFUSION_KUBERAY_CRDS" not in os.environ,
-    reason="KubeRay's schemas are not part of this repository: set TRANSFUSION_KUBERAY_CRDS to a folder "
-    "with RayJob.json.gz and RayService.json.gz, see tests/README.md",
+    reason="KubeRay's schemas are not part of this repository: set TRANSFUSION_KUBERAY_CRDS to a copy of "
+    "helm-chart/kuberay-operator/crds of the KubeRay release in use, see tests/README.md",
 )
 
 VALUES = {
@@ -71,8 +71,15 @@ def strict(schema: object) -> object:
 
 @functools.cache
 def kuberay_validator(kind: str) -> jsonschema.Draft202012Validator:
-    path = Path(os.environ["TRANSFUSION_KUBERAY_CRDS"]) / f"{kind}.json.gz"
-    schema = strict(json.loads(gzip.decompress(path.read_bytes()))["schema"])
+    folder = Path(os.environ["TRANSFUSION_KUBERAY_CRDS"])
+    crd = folder / f"ray.io_{kind.lower()}s.yaml"
+    if crd.exists():
+        definition = yaml.load(crd.read_text(), Loader=yaml.CSafeLoader)
+        (version,) = [v for v in definition["spec"]["versions"] if v["name"] == "v1"]
+        schema = strict(version["schema"]["openAPIV3Schema"])
+    else:
+        packed = gzip.decompress((folder / f"{kind}.json.gz").read_bytes())
+        schema = strict(json.loads(packed)["schema"])
     # Kubernetes itself checks `metadata`; the schema of a custom resource leaves it open.
     schema["properties"]["metadata"] = {"type": "object"}
     return jsonschema.Draft202012Validator(schema)

@@ -9,13 +9,16 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+import transfusion.runner.submit as submission
 from transfusion.errors import SpecError
 from transfusion.runner.ray_jobs import ClusterError, connection
 from transfusion.runner.submit import cancel, logs, runtime_env, submit
@@ -31,8 +34,18 @@ ours = {[str(REPOSITORY), str(REPOSITORY / "platform")]!r}
 sys.path[:] = [path for path in sys.path if path not in ours]
 """
 
-JOB = {
-    "stages": {"docs": {"uses": "data_pipelines.sources.python_docs"}},
+STAGES = {
+    "docs": {"uses": "data_pipelines.sources.python_docs"},
+    "tokenizer": {
+        "uses": "data_pipelines.tokenizer",
+        "inputs": {"documents": "docs"},
+        "config": {"vocab_size": 400},
+    },
+    # A Ray Data job: its actors need our packages as much as the driver does.
+    "tokens": {
+        "uses": "data_pipelines.tokenize_text",
+        "inputs": {"documents": "docs", "tokenizer": "tokenizer"},
+    },
 }
 
 
@@ -108,7 +121,7 @@ def cluster() -> Iterator[Cluster]:
         # `ray stop` would stop every Ray of this machine; only what this one started is ended here.
         head.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(timeout=20)
+            head.wait(timeout=5)
         for pid in processes_with(f"RAY_AUTH_TOKEN_PATH={token}"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -130,7 +143,7 @@ def address(cluster, monkeypatch) -> str:
 @pytest.fixture
 def job(tmp_path) -> Path:
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump({"store": str(tmp_path / "store"), **JOB}))
+    path.write_text(yaml.safe_dump({"store": str(tmp_path / "store"), "stages": STAGES}))
     return path
 
 
@@ -181,7 +194,7 @@ def test_a_job_runs_on_a_cluster_without_our_packages_and_only_once(
     third = submit(job, address=address)
     assert "succeeded; nothing was started" in third, printed
     assert ids(address).count(name) == 1
-    assert len(list((tmp_path / "store").glob("data_pipelines.*/*/manifest.json"))) == 1
+    assert len(list((tmp_path / "store").glob("data_pipelines.*/*/manifest.json"))) == len(STAGES)
 
     whole = "".join(logs(name, address=address))
     assert "docs" in whole
@@ -190,8 +203,19 @@ def test_a_job_runs_on_a_cluster_without_our_packages_and_only_once(
     assert "is not running: SUCCEEDED" in cancel(name, address=address)
 
 
+def test_of_two_submissions_at_the_same_moment_one_starts_the_job(address, job):
+    job.write_text(job.read_text().replace("/store", "/other"))
+    with ThreadPoolExecutor() as pool:
+        told = list(pool.map(lambda _: submit(job, address=address, until="docs"), range(3)))
+    assert sorted(text.split()[0] == "submitted" for text in told) == [False, False, True]
+    (name,) = {text.split()[1] for text in told if text.startswith("submitted")}
+    assert all(name in text for text in told)
+    assert ids(address).count(name) == 1
+
+
 def test_another_job_has_another_id_and_may_not_take_one_that_is_known(address, job):
-    assert submit(job, address=address, submission_id="mine").startswith("submitted mine")
+    first = submit(job, address=address, submission_id="mine", until="docs")
+    assert first.startswith("submitted mine")
     with pytest.raises(ClusterError, match="knows it as another job"):
         submit(job, ["seed=1"], address=address, submission_id="mine")
 
@@ -221,6 +245,36 @@ def test_cancel_stops_a_running_job_with_all_its_processes(address, tmp_path):
     assert "started" in "".join(logs("long", address=address))
     with pytest.raises(ProcessLookupError):
         os.kill(int(mark.read_text()), 0)
+
+
+class DroppingServer:
+    """Breaks the stream off after a few characters, again and again; each stream begins at the start."""
+
+    text = "".join(f"line {number}\n" for number in range(40))
+
+    def __init__(self) -> None:
+        self.streams = 0
+
+    async def tail_job_logs(self, submission_id: str) -> AsyncIterator[str]:
+        self.streams += 1
+        end = 90 * self.streams
+        for start in range(0, min(end, len(self.text)), 7):
+            yield self.text[start : min(start + 7, end)]
+        if end < len(self.text):
+            raise RuntimeError("WebSocket connection closed unexpectedly")
+
+    def get_job_info(self, submission_id: str) -> SimpleNamespace:
+        return SimpleNamespace(status="RUNNING" if 90 * self.streams < len(self.text) else "FAILED")
+
+    def get_job_logs(self, submission_id: str) -> str:
+        return self.text + "last words\n"
+
+
+def test_following_goes_on_where_a_connection_broke_off(monkeypatch):
+    monkeypatch.setattr(submission, "PAUSE_S", 0.0)
+    server = DroppingServer()
+    assert "".join(submission._follow(server, "x")) == server.text + "last words\n"
+    assert server.streams > 2
 
 
 def test_an_unknown_submission_is_told_with_those_that_are_known(address):

@@ -29,6 +29,8 @@ from transfusion.spec.job import read_job
 
 ALIVE = {"PENDING", "RUNNING"}
 SETUP_TIMEOUT_S = 600
+PAUSE_S = 1.0
+"""Between a dropped connection and the next attempt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +216,7 @@ def _follow(client: Any, submission_id: str) -> Iterator[str]:
             if _status(find(client, submission_id)) not in ALIVE:
                 yield from _rest(client, submission_id, seen)
                 return
-            time.sleep(1.0)
+            time.sleep(PAUSE_S)
     finally:
         loop.close()
 
