@@ -32,7 +32,7 @@ def _noun(one: SceneObject) -> str:
 
 def _single(draws: Draws, one: SceneObject) -> str:
     wording = draws.weighted(
-        ("plain", "opened", "that is", "one", "size", "place"), (50, 15, 8, 7, 10, 10)
+        ("plain", "opened", "that is", "one", "size", "place"), (0.5, 0.15, 0.08, 0.07, 0.1, 0.1)
     )
     if wording == "opened":
         return draws.choice(OPENINGS[1:]).format(_noun(one))

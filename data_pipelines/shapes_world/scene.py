@@ -101,8 +101,8 @@ def draw_scene(draws: Draws, *, kind_weights: dict[Kind, float], max_objects: in
             _place(draws, color, shape, cell, radius, radius)
             for (color, shape), cell in zip(looks, cells, strict=True)
         ]
-    grey = draws.uniform(238, 251)
-    background = tuple(int(grey + draws.uniform(-3, 4)) for _ in range(3))
+    grey = draws.uniform(238.0, 251.0)
+    background = tuple(int(grey + draws.uniform(-3.0, 4.0)) for _ in range(3))
     return Scene(kind, tuple(objects), axis, (background[0], background[1], background[2]))
 
 

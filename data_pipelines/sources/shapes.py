@@ -5,6 +5,7 @@ shorter one.
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -12,6 +13,9 @@ from data_pipelines.documents import Document, Image, Rejected, Text
 from data_pipelines.sources.source import ShardDescriptor, identify
 from transfusion.config import Config
 from transfusion.stage import Stage
+
+if TYPE_CHECKING:
+    from data_pipelines.shapes_world.scene import Scene
 
 DRAWING_VERSION = 1
 """Raised whenever a scene, a caption or a pixel changes for the same seed."""
@@ -106,8 +110,19 @@ def read(config: ShapesConfig, descriptor: ShardDescriptor) -> Iterator[Document
 
 def document(config: ShapesConfig, index: int) -> Document:
     """Caption and image number `index`; its metadata holds the scene."""
-    from data_pipelines.shapes_world.captions import draw_caption
     from data_pipelines.shapes_world.drawing import draw, png
+
+    scene, caption = describe(config, index)
+    key = f"shapes/{config.seed}/{index:08d}"
+    data = png(draw(scene, config.image_size_px))
+    return Document(
+        key=key, segments=(Text(caption), Image(data, f"{key}.png")), metadata=scene.to_json()
+    )
+
+
+def describe(config: ShapesConfig, index: int) -> tuple["Scene", str]:
+    """Scene and caption number `index`, not drawn."""
+    from data_pipelines.shapes_world.captions import draw_caption
     from data_pipelines.shapes_world.draws import Draws
     from data_pipelines.shapes_world.scene import KINDS, draw_scene
 
@@ -115,9 +130,4 @@ def document(config: ShapesConfig, index: int) -> Document:
     scene = draw_scene(
         Draws("scene", config.seed, index), kind_weights=weights, max_objects=config.max_objects
     )
-    caption = draw_caption(Draws("caption", config.seed, index), scene)
-    key = f"shapes/{config.seed}/{index:08d}"
-    data = png(draw(scene, config.image_size_px))
-    return Document(
-        key=key, segments=(Text(caption), Image(data, f"{key}.png")), metadata=scene.to_json()
-    )
+    return scene, draw_caption(Draws("caption", config.seed, index), scene)

@@ -4,8 +4,8 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -69,18 +69,18 @@ def read_parquet(
         yield Rejected(f"{key}:{row}", "broken_parquet", f"from this row on: {detail}")
 
 
-def _open(place: Path) -> BinaryIO:
+def _open(place: Path) -> BufferedIOBase:
     if place.suffix == ".gz":
-        return cast("BinaryIO", gzip.open(place, "rb"))
+        return gzip.GzipFile(place, "rb")
     return place.open("rb")
 
 
-def _whole(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+def _whole(file: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     data = file.read(max_bytes + 1)
     yield 1, None if len(data) > max_bytes else data.removeprefix(_BYTE_ORDER_MARK)
 
 
-def _lines(file: BinaryIO, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+def _lines(file: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Lines that are not blank, numbered from 1; None for one that is too long, which is never held whole."""
     number = 0
     while line := file.readline(max_bytes + 2):

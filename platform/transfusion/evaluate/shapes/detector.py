@@ -32,7 +32,7 @@ _MIN_STRENGTH = 0.4
 """How far from the background to its colour a pixel must be to count to an object."""
 
 _MIN_COSINE = 0.9
-"""How near to a named colour's direction; grey and mud have none."""
+"""How near to a named colour's direction a pixel must be."""
 
 _MIN_AREA = 12 / 1024
 """Smallest object, as a part of the image: a third of the smallest that is ever drawn."""
@@ -61,7 +61,9 @@ def detect(pixels: UInt8[np.ndarray, "h w 3"]) -> list[Object]:
     """The objects of an image, the largest first."""
     image = pixels.astype(np.float64)
     offset = _background(image) - image
-    palette = _background(image) - np.array([PALETTE[color] for color in COLORS], dtype=np.float64)
+    # Black stands last: what is nearest to grey is no colour's.
+    named = np.array([*(PALETTE[color] for color in COLORS), (0, 0, 0)], dtype=np.float64)
+    palette = _background(image) - named
     strengths = offset @ palette.T / (palette**2).sum(axis=1)
     smooth = _blur(offset)
     length = np.linalg.norm(smooth, axis=-1, keepdims=True) * np.linalg.norm(palette, axis=1)
@@ -69,6 +71,7 @@ def detect(pixels: UInt8[np.ndarray, "h w 3"]) -> list[Object]:
     nearest = cosines.argmax(axis=-1)
     strength = np.take_along_axis(_blur(strengths), nearest[..., None], axis=-1)[..., 0]
     solid = (strength > _MIN_STRENGTH) & (cosines.max(axis=-1) > _MIN_COSINE)
+    solid &= nearest < len(COLORS)
 
     num_pixels = nearest.size
     found = []

@@ -1,0 +1,203 @@
+"""Text files as a source: text arrives as it was, and every bad row is named with its file and line."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipelines.documents import Document, Rejected, Text
+from data_pipelines.sources.text import TextConfig, identities, list_shards, read
+from tests.hostile import lines, write_text
+from transfusion.errors import ArtifactError
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def _rows(**config: object) -> list[Document | Rejected]:
+    made = TextConfig(**config)
+    return [row for shard in list_shards(made) for row in read(made, shard)]
+
+
+def _texts(rows: list[Document | Rejected]) -> list[str]:
+    found = []
+    for row in rows:
+        assert isinstance(row, Document), row
+        (segment,) = row.segments
+        assert isinstance(segment, Text)
+        found.append(segment.text)
+    return found
+
+
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_every_hostile_line_ends_as_text_or_as_a_reason_with_its_place(
+    tmp_path: Path, gzipped: bool
+) -> None:
+    place = tmp_path / "lines.jsonl"
+    expected = write_text(place)
+    if gzipped:
+        data, place = place.read_bytes(), tmp_path / "lines.jsonl.gz"
+        place.write_bytes(gzip.compress(data))
+    rows = {row.key: row for row in _rows(path=str(place))}
+    assert set(rows) == {f"{place.name}:{number}" for number in expected}
+    for number, line in expected.items():
+        row = rows[f"{place.name}:{number}"]
+        if line.reason is None:
+            assert _texts([row]) == [line.text]
+        else:
+            assert isinstance(row, Rejected)
+            assert row.reason == line.reason, row
+            assert row.detail
+
+
+def test_plain_text_is_a_document_a_line_or_a_file(tmp_path: Path) -> None:
+    place = tmp_path / "poem.txt"
+    place.write_bytes("\ufeffroses\r\n\n  \n violets \nend".encode())
+    assert _texts(_rows(path=str(place))) == ["roses", " violets ", "end"]
+    assert [row.key for row in _rows(path=str(place))] == ["poem.txt:1", "poem.txt:4", "poem.txt:5"]
+    whole = _rows(path=str(place), txt_documents="file")
+    assert _texts(whole) == ["roses\r\n\n  \n violets \nend"]
+    assert whole[0].key == "poem.txt"
+
+
+def test_a_parquet_column_is_read_whatever_its_string_type(tmp_path: Path) -> None:
+    values = ["one", None, "", "two"]
+    for kind in (
+        pa.string(),
+        pa.large_string(),
+        pa.dictionary(pa.int32(), pa.string()),
+        pa.binary(),
+    ):
+        place = tmp_path / "t.parquet"
+        pq.write_table(pa.table({"text": pa.array(values).cast(kind)}), place)
+        rows = _rows(path=str(place))
+        assert [row.key for row in rows] == [f"t.parquet:{i}" for i in range(4)]
+        assert [getattr(row, "reason", "kept") for row in rows] == [
+            "kept",
+            "null_text",
+            "empty",
+            "kept",
+        ]
+
+
+def test_a_parquet_column_that_is_no_utf8_costs_its_row_alone(tmp_path: Path) -> None:
+    bytes_ = pa.array([b"good", b"caf\xe9", b"fine"], pa.binary())
+    broken = pa.Array.from_buffers(pa.string(), 3, bytes_.buffers())
+    pq.write_table(pa.table({"text": broken}), tmp_path / "t.parquet", use_dictionary=False)
+    rows = _rows(path=str(tmp_path))
+    assert [getattr(row, "reason", "kept") for row in rows] == ["kept", "invalid_utf8", "kept"]
+
+
+def test_a_broken_parquet_file_costs_no_other_file(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": ["good"]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
+    pq.write_table(pa.table({"body": ["x", "y"]}), tmp_path / "c.parquet")
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "d.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), tmp_path / "e.parquet")
+    good, *bad = _rows(path=str(tmp_path))
+    assert _texts([good]) == ["good"]
+    assert [(row.key, row.reason) for row in bad if isinstance(row, Rejected)] == [
+        ("b.parquet:0", "broken_parquet"),
+        ("c.parquet", "missing_column"),
+        ("d.parquet", "not_text"),
+    ]
+
+
+def test_a_line_over_the_limit_is_rejected_and_the_next_one_is_read(tmp_path: Path) -> None:
+    place = tmp_path / "long.txt"
+    place.write_bytes(b"a" * 10 + b"\n" + b"b" * 11 + b"\n" + b"c" * 3_000_000 + b"\r\nend")
+    rows = _rows(path=str(place), max_document_bytes=10)
+    assert [getattr(row, "reason", "kept") for row in rows] == [
+        "kept",
+        "too_long",
+        "too_long",
+        "kept",
+    ]
+    assert rows[3].key == "long.txt:4"
+
+
+def test_a_cut_gzip_gives_what_it_holds_and_says_where_it_ends(tmp_path: Path) -> None:
+    draw = os.urandom
+    body = "".join(json.dumps({"text": draw(40).hex()}) + "\n" for _ in range(2000)).encode()
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(body)[:-5000])
+    *kept, last = _rows(path=str(tmp_path))
+    assert len(kept) > 1000
+    assert _texts(kept) == [json.loads(line)["text"] for line in body.splitlines()[: len(kept)]]
+    assert isinstance(last, Rejected)
+    assert last.reason == "truncated"
+
+
+def test_a_folder_a_pattern_and_a_file_find_what_they_name(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "sub/b.jsonl.gz", "sub/deep/c.txt", "sub/notes.md", ".hidden.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "sub" / "loop").symlink_to(tmp_path, target_is_directory=True)
+
+    def found(path: str) -> list[str]:
+        return [str(shard.spec["path"]) for shard in list_shards(TextConfig(path=path))]
+
+    assert found(f"{tmp_path}") == ["a.jsonl", "sub/b.jsonl.gz", "sub/deep/c.txt"]
+    assert found(f"{tmp_path}/*.jsonl") == ["a.jsonl"]
+    assert found(f"{tmp_path}/**/*.txt") == ["sub/deep/c.txt"]
+    assert found(f"{tmp_path}/sub/*.gz") == ["b.jsonl.gz"] or found(f"{tmp_path}/sub/*.gz") == [
+        "sub/b.jsonl.gz"
+    ]
+    assert found(f"{tmp_path}/sub/deep/c.txt") == ["c.txt"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing", "no such file or folder"),
+        ("*.jsonl", "no file fits this pattern"),
+        ("", "no text file below"),
+        ("picture.png", "says no format"),
+        ("s3://bucket/x", "copy it there"),
+    ],
+)
+def test_a_place_with_nothing_to_read_is_an_error(tmp_path: Path, path: str, message: str) -> None:
+    (tmp_path / "picture.png").write_bytes(b"x")
+    place = path if "://" in path else str(tmp_path / path)
+    with pytest.raises(ArtifactError, match=message):
+        list_shards(TextConfig(path=place))
+
+
+def test_identity_follows_content_and_rules_and_not_the_place(tmp_path: Path) -> None:
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a.txt").write_text("one\n")
+        (tmp_path / folder / "b.txt").write_text("two\n")
+    here = identities(TextConfig(path=str(tmp_path / "here")))
+    assert here == identities(TextConfig(path=str(tmp_path / "there")))
+    assert here != identities(TextConfig(path=str(tmp_path / "here"), txt_documents="file"))
+    (tmp_path / "here" / "b.txt").write_text("2\n")
+    (tmp_path / "here" / "c.txt").write_text("three\n")
+    changed = identities(TextConfig(path=str(tmp_path / "here")))
+    assert changed[0] == here[0]
+    assert changed[1] != here[1]
+
+
+def test_a_file_that_changed_after_listing_is_not_read_as_if_it_had_not(tmp_path: Path) -> None:
+    place = tmp_path / "a.txt"
+    place.write_text("one\n")
+    config = TextConfig(path=str(place))
+    (shard,) = list_shards(config)
+    place.write_text("two\n")
+    with pytest.raises(ArtifactError, match="changed"):
+        list(read(config, shard))
+    place.unlink()
+    with pytest.raises(ArtifactError, match="gone"):
+        list(read(config, shard))
+
+
+def test_hostile_lines_cover_every_reason() -> None:
+    assert {line.reason for line in lines()} - {None} == {
+        "invalid_utf8", "nul_character", "lone_surrogate", "empty", "null_text", "not_text",
+        "missing_column", "bad_json",
+    }  # fmt: skip
