@@ -40,8 +40,11 @@ _MIN_AREA = 12 / 1024
 _MIN_CORE = 4 / 1024
 """An object has pixels whose four neighbours are its own, as a part of the image; a fringe has none."""
 
-_MAX_MISFIT = 0.35
-"""Squared error of the best fit, per area, above which an object has no named shape."""
+_MAX_MISFIT = 0.12
+"""Squared error of the best fit, per area, above which an object has no named shape.
+
+Drawn objects have up to 0.01, blurred, noisy or compressed ones up to 0.1; blobs of noise 0.15 and more.
+"""
 
 _SQRT3 = 1.7320508075688772
 
