@@ -1,0 +1,16 @@
+"""Images to latents: each image's posterior, raw, in Parquet shards."""
+
+from data_pipelines.encode_images.config import EncodeImagesConfig
+from transfusion.stage import Input, Stage
+
+STAGE = Stage(
+    config=EncodeImagesConfig,
+    inputs={
+        "images": Input(kinds=("listing",)),
+        "autoencoder": Input(kinds=("autoencoder",)),
+    },
+    output="latents",
+    body="data_pipelines.encode_images.run:run",
+    version=1,
+    summary="Every image's posterior, raw: latents belong to source and autoencoder, never to a mix.",
+)
