@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from data_pipelines.documents import Document, Rejected
 from transfusion.artifacts.canonical import canonical_json, fingerprint
-from transfusion.config import Config
+from transfusion.config import Config, suggestion
+from transfusion.errors import SpecError
 from transfusion.stage import Made, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -83,7 +84,14 @@ def identify(label: str, content: Any) -> str:
 
 
 def source_module(uses: str) -> Source:
-    """The module of the source that a job names in `uses`."""
+    """The module of the source that a job names in `uses`.
+
+    Raises:
+        SpecError: No source has this name.
+    """
+    known = list(SOURCES.values())
+    if uses not in known:
+        raise SpecError(f"{uses}: is no source of documents{suggestion(uses, known)}")
     return cast("Source", importlib.import_module(uses))
 
 
@@ -122,7 +130,7 @@ def open_listing(artifact: "Artifact") -> Listing:
     )
 
 
-READERS: Mapping[str, str] = MappingProxyType(
+SOURCES: Mapping[str, str] = MappingProxyType(
     {
         "shapes": "data_pipelines.sources.shapes",
         "image_folder": "data_pipelines.sources.image_folder",

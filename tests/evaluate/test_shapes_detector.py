@@ -14,7 +14,7 @@ from transfusion.evaluate.shapes.detector import Object, detect
 from transfusion.evaluate.shapes.words import looks_of
 
 Look = tuple[str, str]
-NUM_IMAGES = 300
+NUM_IMAGES = 200
 
 
 @pytest.fixture(scope="module")
