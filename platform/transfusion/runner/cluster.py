@@ -1,19 +1,20 @@
 """Starting the Ray that a job runs on, quietly, and stopping it."""
 
+import contextlib
 import logging
 import os
+import sys
+import tempfile
 import warnings
+from collections.abc import Iterator
 
 QUIET = {
-    "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+    # Errors of Ray's own processes come back as exceptions; its notices would bury what a job has to say.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SCHEDULER_EVENTS": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""What Ray prints by default buries what a job has to say; failures come back as exceptions."""
 
 
 def start_ray(*, num_cpus: int | None, log: logging.Logger) -> None:
@@ -28,24 +29,46 @@ def start_ray(*, num_cpus: int | None, log: logging.Logger) -> None:
     # Inside a submitted job Ray sets the address; the environment is the job's, and is not given again.
     inside = os.environ.get("RAY_ADDRESS")
     log.info("connecting to the Ray cluster" if inside else "starting a local Ray")
-    ray.init(
-        address=inside or "local",
-        num_cpus=None if inside else num_cpus,
-        include_dashboard=None if inside else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=True,
-    )
+    with _native_stderr_kept():
+        ray.init(
+            address=inside or "local",
+            num_cpus=None if inside else num_cpus,
+            include_dashboard=None if inside else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    import ray.data
+
     for name in ("ray", "ray.data", "ray.train", "ray.serve"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logger = logging.getLogger(name)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.setLevel(logging.ERROR)
 
 
 def stop_ray() -> None:
     """Leaves or stops Ray, if it was started."""
-    import sys
-
     if "ray" in sys.modules:
         import ray
 
         if ray.is_initialized():
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _native_stderr_kept() -> Iterator[None]:
+    """Keeps what native code prints to standard error, and shows it only when the block fails."""
+    sys.stderr.flush()
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as kept:
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            os.dup2(saved, 2)
+            kept.seek(0)
+            os.write(2, kept.read())
+            raise
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
