@@ -75,38 +75,41 @@ class Tree(HTMLParser):
         return [attributes for name, attributes in self.seen if name == tag]
 
 
-def test_the_page_is_well_formed_and_its_links_lead_somewhere(page: str) -> None:
-    tree = Tree(page)
+@pytest.fixture(scope="module")
+def tree(page: str) -> Tree:
+    return Tree(page)
+
+
+def test_the_page_is_well_formed_and_its_links_lead_somewhere(tree: Tree) -> None:
     ids = {attributes["id"] for _, attributes in tree.seen if "id" in attributes}
     links = [attributes["href"] for attributes in tree.all("a")]
     assert links
     assert {link.removeprefix("#") for link in links} <= ids
 
 
-def test_the_page_stands_alone(page: str) -> None:
-    tree = Tree(page)
+def test_the_page_stands_alone(page: str, tree: Tree) -> None:
     assert not tree.all("script")
     assert not tree.all("link")
     assert all(image["src"].startswith("data:image/png;base64,") for image in tree.all("img"))
     assert not re.search(r"https?://|url\(|@import", page)
 
 
-def test_what_comes_from_outside_is_escaped(page: str) -> None:
+def test_what_comes_from_outside_is_escaped(page: str, tree: Tree) -> None:
     assert "<script" not in page
     assert "<b>bold" not in page
-    assert HOSTILE in Tree(page).text
+    assert HOSTILE in tree.text
 
 
 @pytest.mark.parametrize(
     "told",
     [
-        "97.7%", "images: colour right", "autoencoder 97%", "unigram model 3.020",
+        "97.7%", "images: colour right", "reconstructions 97%", "unigram model 3.020",
         "a red circle", "Text: loss per token", "two objects", "too many pixels 1", "image file is truncated",
         "data_pipelines.encode_images", "images/part-03.parquet", "0123456789ab", "2.41M parameters",
     ],
 )  # fmt: skip
-def test_the_page_tells_it(page: str, told: str) -> None:
-    assert told in Tree(page).text
+def test_the_page_tells_it(tree: Tree, told: str) -> None:
+    assert told in tree.text
 
 
 def test_every_artifact_down_to_the_sources_is_there_once(page: str, made: FakeRun) -> None:
@@ -114,8 +117,10 @@ def test_every_artifact_down_to_the_sources_is_there_once(page: str, made: FakeR
         assert page.count(f'<details id="artifact-{artifact.manifest.fingerprint[:16]}"') == 1
 
 
-def test_verdicts_are_counted_over_all_samples_and_shown_on_those_that_fit(page: str) -> None:
-    shown = Tree(page).all("figure")
+def test_verdicts_are_counted_over_all_samples_and_shown_on_those_that_fit(
+    page: str, tree: Tree
+) -> None:
+    shown = tree.all("figure")
     samples = [figure for figure in shown if figure["class"] in {"sample ok", "sample bad"}]
     right, total = map(int, re.findall(r"(\d+) of (\d+) right", page)[0])
     assert total == 128
@@ -125,7 +130,7 @@ def test_verdicts_are_counted_over_all_samples_and_shown_on_those_that_fit(page:
 
 
 def test_images_and_points_are_bounded(tmp_path: Path) -> None:
-    made = make_run(open_store(str(tmp_path / "store")), tmp_path / "scratch", steps=5000)
+    made = make_run(open_store(str(tmp_path / "store")), tmp_path / "scratch", steps=2000)
     config = ReportConfig(max_images=30, max_points=50)
     page = report(made, tmp_path / "report", config)[1]
     tree = Tree(page)

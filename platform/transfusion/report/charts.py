@@ -8,9 +8,10 @@ from html import escape
 from typing import Literal
 
 from transfusion.report.curves import Curve, Point, smooth, thin
+from transfusion.report.formats import number
 
-Role = Literal["train", "validation", "average"]
-"""What a line stands for: decides its colour, the same in every chart."""
+Role = Literal["train", "schedule", "validation", "average"]
+"""What a line stands for: decides its colour, the same in every chart. Training is noisy."""
 
 _WIDTH, _HEIGHT = 420, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 28
@@ -49,18 +50,22 @@ class _Scale:
         return math.log10(value) if self.log else value
 
 
-def line_chart(lines: Sequence[Line], *, label: str, max_points: int) -> str:
+def line_chart(
+    lines: Sequence[Line], *, label: str, max_points: int, scale: Literal["auto", "linear"] = "auto"
+) -> str:
     """An SVG of curves over steps: training noise faint with its trend over it, validation as dots.
 
     Args:
         label: What is shown, for readers that do not see it.
+        scale: `auto` is logarithmic where values span most of an order of magnitude.
     """
     drawn = [line for line in lines if line.curve]
     if not drawn:
         return ""
     steps = [point.step for line in drawn for point in line.curve]
-    low, high, log = _value_range(drawn)
-    x = _Scale(min(steps), max(steps), float(_LEFT), float(_WIDTH - _RIGHT))
+    first = 0.0 if min(steps) < 0.1 * max(steps) else min(steps)
+    low, high, log = _value_range(drawn, allow_log=scale == "auto")
+    x = _Scale(first, max(steps), float(_LEFT), float(_WIDTH - _RIGHT))
     y = _Scale(low, high, float(_HEIGHT - _BOTTOM), float(_TOP), log)
     parts = [
         f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">',
@@ -72,12 +77,16 @@ def line_chart(lines: Sequence[Line], *, label: str, max_points: int) -> str:
     return "".join(parts)
 
 
-def _value_range(lines: Sequence[Line]) -> tuple[float, float, bool]:
-    """Where the axis begins and ends; the first hundredth of the values at either end may stick out."""
-    values = sorted(point.value for line in lines for point in line.curve)
-    cut = len(values) // 100
-    low, high = values[cut], values[-1 - cut]
-    if low > 0 and high / low >= _LOG_FROM:
+def _value_range(lines: Sequence[Line], *, allow_log: bool) -> tuple[float, float, bool]:
+    """Where the axis begins and ends; of the noise one value in a hundred may stick out at either end."""
+    values = []
+    for line in lines:
+        values += [point.value for point in smooth(line.curve)]
+        noise = sorted(point.value for point in line.curve)
+        cut = len(noise) // 100
+        values += [noise[cut], noise[-1 - cut]]
+    low, high = min(values), max(values)
+    if allow_log and low > 0 and high / low >= _LOG_FROM:
         return low / 1.1, high * 1.1, True
     room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return (max(low - room, 0.0) if low >= 0 else low - room), high + room, False
@@ -85,7 +94,7 @@ def _value_range(lines: Sequence[Line]) -> tuple[float, float, bool]:
 
 def _grid(x: _Scale, y: _Scale) -> list[str]:
     parts = []
-    for value in log_ticks(y.low, y.high) if y.log else ticks(y.low, y.high, 5):
+    for value in log_ticks(y.low, y.high) if y.log else ticks(y.low, y.high, 6):
         at = round(y(value), 1)
         parts.append(f'<path class="rule" d="M{_LEFT} {at}H{_WIDTH - _RIGHT}"/>')
         parts.append(
@@ -103,6 +112,8 @@ def _grid(x: _Scale, y: _Scale) -> list[str]:
 
 def _line(line: Line, x: _Scale, y: _Scale, max_points: int) -> list[str]:
     curve = thin(line.curve, max_points)
+    if line.role == "schedule":
+        return [f'<path class="line train" d="{_path(curve, x, y)}"/>']
     if line.role != "train":
         dots = [
             f'<circle class="dot {line.role}" cx="{x(p.step):.1f}" cy="{y(p.value):.1f}" r="2.6"/>'
@@ -167,20 +178,3 @@ def log_ticks(low: float, high: float) -> list[float]:
     inside = [value for value in every if low <= value <= high]
     tens = [10.0**power for power in powers if low <= 10.0**power <= high]
     return inside if len(inside) <= 7 or len(tens) < 2 else tens
-
-
-def number(value: float | int, digits: int = 3) -> str:
-    """A number as short as it can be: `1.2k`, `0.034`, `3e-4`."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    if size >= 1e6:
-        return f"{value / 1e6:.{digits}g}M"
-    if size >= 10_000 and digits < 6:
-        return f"{value / 1e3:.{digits}g}k"
-    if size >= 1000:
-        return f"{value:,.0f}"
-    if size < 1e-3:
-        mantissa, _, power = f"{value:.{digits - 1}e}".partition("e")
-        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(power)}"
-    return f"{value:.{digits}g}"

@@ -69,10 +69,11 @@ def smooth(curve: Sequence[Point]) -> Curve:
         sums.append(sums[-1] + point.value)
     smoothed = []
     for index, point in enumerate(curve):
-        # The window shrinks evenly towards the ends: a lopsided one would bend them.
-        reach = min(half, index, len(curve) - 1 - index)
-        total = sums[index + reach + 1] - sums[index - reach]
-        smoothed.append(Point(point.step, total / (2 * reach + 1)))
+        # Curves begin steep, where a lopsided window would bend them, and end flat, where a short one is noise.
+        before = min(half, index)
+        after = min(before, len(curve) - 1 - index)
+        total = sums[index + after + 1] - sums[index - before]
+        smoothed.append(Point(point.step, total / (before + after + 1)))
     return smoothed
 
 

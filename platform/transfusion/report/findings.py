@@ -131,7 +131,11 @@ def _sample(evaluation: Artifact, album: Album, row: Mapping[str, Any]) -> Sampl
 
 
 def _caption(evaluation: Artifact, album: Album | None, row: Mapping[str, Any]) -> Caption:
-    faults = [name for name in ("color", "shape") if row.get(f"{name}_correct") is False]
+    faults = [
+        said
+        for name, said in (("color", "colour"), ("shape", "shape"))
+        if row.get(f"{name}_correct") is False
+    ]
     return Caption(
         picture=album.add(evaluation.read(row["file"])) if album else None,
         text=row["caption"],

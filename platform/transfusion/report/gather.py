@@ -22,7 +22,7 @@ from transfusion.report.lineage import (
 from transfusion.report.mixture import read_mixture
 from transfusion.report.pictures import Album
 from transfusion.report.pipeline import anchor, pipeline_diagram
-from transfusion.report.scores import headline_tiles, task_bars
+from transfusion.report.scores import CEILINGS, headline_tiles, task_bars
 
 METRICS = "metrics.jsonl"
 
@@ -71,6 +71,9 @@ TITLES = {
 }
 """Headings of the curves that are known; also their order on the page."""
 
+LINEAR = ("lr", "psnr_db", "tokens_per_s", "images_per_s")
+"""Curves of which a logarithm would mislead."""
+
 
 def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     """Everything that the template asks for."""
@@ -91,6 +94,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
         "store": run.store.uri,
         "tiles": headline_tiles(metrics),
         "bars": task_bars(metrics),
+        "ceilings": CEILINGS,
         "metrics": metrics,
         "findings": findings,
         "charts": loss_charts(training, config.max_points)
@@ -197,7 +201,11 @@ def _autoencoder_charts(autoencoder: Artifact | None, max_points: int) -> list[C
 
 def _single(curves: Mapping[str, Any], names: Sequence[str], max_points: int) -> list[Chart]:
     return [
-        _chart(name, [Line(name=name, role="train", curve=curves[name])], max_points)
+        _chart(
+            name,
+            [Line(name=name, role="schedule" if name == "lr" else "train", curve=curves[name])],
+            max_points,
+        )
         for name in names
         if name in curves
     ]
@@ -208,7 +216,14 @@ def _chart(name: str, lines: Sequence[Line], max_points: int) -> Chart:
     drawn = [line for line in lines if line.curve]
     return Chart(
         title=title,
-        svg=Markup(line_chart(drawn, label=title, max_points=max_points)),  # noqa: S704 escaped there
+        svg=Markup(  # noqa: S704 escaped where it is made
+            line_chart(
+                drawn,
+                label=title,
+                max_points=max_points,
+                scale="linear" if name in LINEAR else "auto",
+            )
+        ),
         legend=[(line.role, line.name) for line in drawn] if len(drawn) > 1 else [],
     )
 

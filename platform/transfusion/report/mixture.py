@@ -5,6 +5,9 @@ from typing import Any
 
 from transfusion.artifacts.artifact import Artifact
 
+COLUMNS = ("weight", "prose_tokens", "caption_tokens", "patch_tokens", "padding_tokens")
+"""Of the table of sources, in this order; others follow."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
@@ -32,7 +35,8 @@ def read_mixture(artifact: Artifact) -> Mixture:
     """The statistics in the metadata of a mixture: `sources` by name, and single values."""
     metadata = artifact.metadata
     sources: dict[str, dict[str, Any]] = metadata.get("sources", {})
-    columns = list(dict.fromkeys(name for values in sources.values() for name in values))
+    given = {name for values in sources.values() for name in values}
+    columns = sorted(given, key=lambda name: (COLUMNS.index(name) if name in COLUMNS else 99, name))
     kinds = [name for name in columns if name.endswith("_tokens")]
     totals = {kind: sum(values.get(kind) or 0 for values in sources.values()) for kind in kinds}
     whole = sum(totals.values())

@@ -8,9 +8,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from transfusion.report.charts import number
-from transfusion.report.scores import decimal, percent
-from transfusion.stage import duration
+from transfusion.report.formats import decimal, file_size, lasting, number, percent, plural, words
 
 
 def render(sections: dict[str, Any]) -> str:
@@ -27,30 +25,16 @@ def _template() -> Any:
     )
     environment.filters |= {
         "bytes": file_size,
-        "duration": duration,
+        "duration": lasting,
         "number": number,
         "percent": percent,
+        "plural": plural,
         "decimal": decimal,
         "words": words,
         "json": _json,
     }
     source = (files("transfusion.report") / "page.html").read_text(encoding="utf-8")
     return environment.from_string(source)
-
-
-def file_size(count: int) -> str:
-    """`812 B`, `1.4 MB`."""
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
-
-
-def words(name: str) -> str:
-    """A name of the program as words."""
-    return name.replace("_", " ")
 
 
 def _json(value: Any) -> str:

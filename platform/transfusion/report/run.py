@@ -6,8 +6,9 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.canonical import canonical_json
 from transfusion.artifacts.publish import publish_folder
 from transfusion.report.config import ReportConfig
+from transfusion.report.formats import file_size
 from transfusion.report.gather import gather, summarise
-from transfusion.report.page import file_size, render
+from transfusion.report.page import render
 from transfusion.stage import Made, StageContext
 
 PAGE, SUMMARY = "report.html", "summary.json"

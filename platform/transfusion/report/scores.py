@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-CEILINGS = {"real": "real images", "reconstruction": "autoencoder"}
+from transfusion.report.formats import decimal, percent
+
+CEILINGS = {"real": "real images", "reconstruction": "reconstructions"}
 """What the same reader scores on images that are as good as they get, by the metric's name behind `ceiling.`"""
 
 SINGLE = ("single_object", "colors")
@@ -28,16 +30,6 @@ class Bar:
     label: str
     value: float
     marks: dict[str, float]
-
-
-def percent(value: float | int) -> str:
-    """`96.1%`, `100%`."""
-    return f"{value:.1%}".replace(".0%", "%")
-
-
-def decimal(value: float | int) -> str:
-    """Three significant digits or so."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +89,10 @@ def ceilings(metric: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def task_bars(metrics: Mapping[str, float]) -> list[Bar]:
-    """A bar for each `<task>.accuracy`."""
+    """A bar for the `<task>.accuracy` of each task that was judged."""
     return [
-        Bar(task.replace("_", " "), value, ceilings(name, metrics))
-        for name, value in metrics.items()
-        for task, _, rest in [name.partition(".")]
-        if rest == "accuracy"
+        Bar(task.replace("_", " "), metrics[name], ceilings(name, metrics))
+        for task in (*SINGLE, *SEVERAL)
+        for name in [f"{task}.accuracy"]
+        if name in metrics
     ]
