@@ -1,12 +1,17 @@
 """The autoencoder room against diffusers and numpy."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.manifest import Content, Manifest
+from transfusion.artifacts.pixels import PIXELS_RAW, PixelRow, pixels_table
+from transfusion.artifacts.tables import store_table
 from transfusion.autoencoder.autoencoder import (
     Autoencoder,
     build_network,
@@ -17,10 +22,13 @@ from transfusion.autoencoder.autoencoder import (
     to_images,
     to_signal,
 )
-from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.config import AutoencoderConfig, LoadAutoencoderConfig, list_files
+from transfusion.autoencoder.run import run
 from transfusion.autoencoder.statistics import LatentStatistics, measure
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
+from transfusion.stage import Progress, Resources, StageContext
+from transfusion.storage.store import open_store
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +135,45 @@ def test_psnr_is_the_textbook_one():
 def test_channels_that_the_groups_do_not_divide_are_refused_in_words():
     _, faults = validate(AutoencoderConfig, {"block_channels": [12], "norm_groups": 8}, where="x")
     assert "multiples of norm_groups 8" in faults[0]
+
+
+def test_an_autoencoder_made_elsewhere_is_taken_in_with_its_statistics(folder, tmp_path):
+    theirs = tmp_path / "theirs"
+    AutoencoderKL.from_pretrained(folder).save_pretrained(theirs)
+    store = open_store(str(tmp_path / "store"))
+    rows = [
+        PixelRow(
+            key=f"{index:03}",
+            image_index=0,
+            sha256=b"0" * 32,
+            caption="",
+            metadata={},
+            pixels=pixels,
+        )
+        for index, pixels in enumerate(images(12).numpy())
+    ]
+    file = store_table(store, "pixels", "s/rows", pixels_table(rows), raw_columns=PIXELS_RAW)
+    content = Content(kind="pixels", files=[file], metadata={"image_size_px": 16})
+    manifest = Manifest(
+        stage="images", uses="pixels", version=1, fingerprint="0" * 64, payload={}, config={},
+        inputs={}, content=content, digest=content.digest(),
+    )  # fmt: skip
+    context = StageContext(
+        name="autoencoder", uses="transfusion.autoencoder", version=1, fingerprint="1" * 64,
+        store=store, resources=Resources(), scratch=tmp_path, log=logging.getLogger("test"),
+        progress=Progress,
+    )  # fmt: skip
+    config = LoadAutoencoderConfig(path=str(theirs), calibration_images=8)
+    made = run(config, {"images": Artifact(store, manifest)}, context)
+    assert made.metadata["latent_channels"] == 4
+    assert made.metadata["downsampling"] == 2
+    ready = Autoencoder.load((tmp_path / "store" / made.files[0].path).parent)
+    latents = ready.encode(images(12)[:8]).mean
+    np.testing.assert_allclose(
+        ready.statistics.shift,
+        latents.mean((0, 2, 3)).numpy(),
+        atol=0.3 * max(ready.statistics.scale),
+    )
+    before = list_files(config)
+    (theirs / "config.json").write_text((theirs / "config.json").read_text() + " ")
+    assert list_files(config) != before

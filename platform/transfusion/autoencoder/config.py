@@ -1,8 +1,16 @@
-"""The architecture of an autoencoder that is trained here."""
+"""The architecture of an autoencoder that is trained here, and where one made elsewhere lies."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
 
 from pydantic import Field, model_validator
 
-from transfusion.config import Config
+from transfusion.config import Config, Location
+from transfusion.errors import ArtifactError
+
+LAYOUT = ("config.json", "diffusion_pytorch_model.safetensors")
+"""Files of an autoencoder in the diffusers layout."""
 
 
 class AutoencoderConfig(Config):
@@ -33,3 +41,30 @@ class AutoencoderConfig(Config):
     def downsampling(self) -> int:
         """Pixels along the side of one latent position."""
         return int(2 ** (len(self.block_channels) - 1))
+
+
+class LoadAutoencoderConfig(Config):
+    """An autoencoder made elsewhere, taken as it is."""
+
+    path: Location
+    """A folder in the diffusers layout of an `AutoencoderKL`: `config.json` and its safetensors."""
+
+    calibration_images: int = Field(1024, ge=2)
+    """The first rows by key: latent statistics are measured on these."""
+
+
+def list_files(config: LoadAutoencoderConfig) -> list[dict[str, Any]]:
+    """What stands in for `path` in the identity: the content of its files."""
+    folder = Path(config.path).expanduser()
+    rows = []
+    for name in LAYOUT:
+        place = folder / name
+        if not place.is_file():
+            raise ArtifactError(
+                f"{folder}: holds no {name}; an autoencoder is a folder in the diffusers layout, with "
+                f"{' and '.join(LAYOUT)}"
+            )
+        with place.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        rows.append({"name": name, "sha256": sha256})
+    return rows

@@ -59,7 +59,7 @@ class LatentStatistics:
         if not place.is_file():
             raise ArtifactError(
                 f"{place}: there is no such file; an autoencoder made elsewhere gets its constants from the "
-                "stage transfusion.train.autoencoder with steps: 0 and pretrained: FOLDER"
+                "stage `uses: transfusion.autoencoder` with `path: FOLDER`"
             )
         try:
             record = json.loads(place.read_text())

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -89,7 +90,8 @@ class Checkpoints:
         """
         place = f"{self._folder}/data/{attempt}/step-{step:06d}"
         with tempfile.TemporaryDirectory(dir=self._scratch) as staging:
-            save(state, checkpoint_id=staging)
+            # Staged files are copied, and flushed there; flushing them here too would double the wait.
+            save(state, storage_writer=FileSystemWriter(staging, sync_files=False))
             mine = [
                 self._put(f"{place}/{source.name}", source)
                 for source in sorted(Path(staging).iterdir())

@@ -2,27 +2,20 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch.distributed as dist
 
 from transfusion.artifacts.publish import publish_folder
 from transfusion.storage.store import Store
 from transfusion.train.loop import Place, Tell, Trainee, fit
-from transfusion.train.loop_config import LoopConfig
 from transfusion.train.metrics import Row, Tracker, as_lines, values_digest, wandb_tracker
 
 METRICS_NAME = "metrics.jsonl"
 
 
-class ConfiguredTrainee(Trainee, Protocol):
-    """A trainee that carries its config."""
-
-    config: LoopConfig
-
-
 def run_to_end(
-    trainee: ConfiguredTrainee,
+    trainee: Trainee,
     *,
     store: Store,
     folder: str,
@@ -44,7 +37,6 @@ def run_to_end(
 
     finished = fit(
         trainee,
-        trainee.config,
         place=Place(store=store, folder=folder, fingerprint=fingerprint, scratch=scratch),
         tell=tell,
         tracker=tracker,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -66,8 +66,11 @@ class Written:
     metrics: dict[str, float]
 
 
+@runtime_checkable
 class Trainee(Protocol):
     """What is trained. Every method is called by all ranks, together."""
+
+    config: LoopConfig
 
     model: nn.Module
     """Sharded already."""
@@ -113,7 +116,6 @@ Tell = Callable[[int, Mapping[str, str]], None]
 
 def fit(
     trainee: Trainee,
-    config: LoopConfig,
     *,
     place: Place,
     tell: Tell,
@@ -127,7 +129,7 @@ def fit(
     """
     scratch = scratch_folder(place.scratch)
     try:
-        return _fit(trainee, config, place, tell, tracker, scratch)
+        return _fit(trainee, trainee.config, place, tell, tracker, scratch)
     finally:
         remove_scratch(scratch)
 

@@ -12,7 +12,7 @@ Precision = Literal["fp32", "fp32_bf16_inner", "bf16"]
 class LoopConfig(Config):
     """Optimisation, precision, and how often things are written."""
 
-    steps: int = Field(ge=0)
+    steps: int = Field(ge=1)
     """Updates of the weights in all."""
 
     lr: float = Field(3e-4, gt=0)

@@ -1,4 +1,4 @@
-"""Stage: train a KL autoencoder on image crops, or take a trained one and measure its latents."""
+"""Stage: train a KL autoencoder on image crops."""
 
 from transfusion.stage import Input, Stage
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
@@ -9,6 +9,5 @@ STAGE = Stage(
     output="autoencoder",
     body="transfusion.train.autoencoder.run:run",
     version=1,
-    raw="transfusion.train.autoencoder.config:list_pretrained",
     summary="A KL autoencoder with the statistics of its latents.",
 )

@@ -11,7 +11,7 @@ from transfusion.train.worker import train_on_ray
 def run(
     config: TrainAutoencoderConfig, inputs: Mapping[str, Artifact], context: StageContext
 ) -> Made:
-    """Trains the autoencoder, or takes `pretrained`, and measures its latents."""
+    """Trains the autoencoder and measures its latents."""
     outcome = train_on_ray(
         "transfusion.train.autoencoder.trainee:build",
         config.resolved(),

@@ -29,7 +29,8 @@ from transfusion.autoencoder.autoencoder import (
     to_images,
     to_signal,
 )
-from transfusion.autoencoder.statistics import LatentStatistics, measure
+from transfusion.autoencoder.calibrate import CHUNK_IMAGES, calibrate, mean_psnr_db
+from transfusion.autoencoder.run import metadata_of
 from transfusion.errors import ArtifactError
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
 from transfusion.train.loop import StepResult, Written
@@ -43,9 +44,6 @@ from transfusion.train.parallel import (
     shard,
 )
 
-CHUNK_IMAGES = 32
-"""Images at a time outside training: fixed, because another number may flip last bits."""
-
 
 class Reconstruction(nn.Module):
     """Encoder, sampled latent, decoder: one call, so that sharding sees one forward."""
@@ -56,10 +54,14 @@ class Reconstruction(nn.Module):
 
     def forward(
         self, signal: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c i j"]
-    ) -> tuple[Float[Tensor, "b 3 h w"], Posterior]:
-        """The reconstruction from a sampled latent, and the posterior."""
+    ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
+        """The reconstruction from a sampled latent; mean and standard deviation of the posterior.
+
+        A plain tuple of new tensors: sharding hooks its gathering of weights onto these.
+        """
         found = posterior(self.network, signal)
-        return self.network.decode(found.sample(noise)).sample.float(), found
+        made = self.network.decode(found.sample(noise)).sample.float()
+        return made.clone(), found.mean.clone(), found.std.clone()
 
 
 def kl_divergence(found: Posterior) -> Float[Tensor, " b"]:
@@ -98,10 +100,7 @@ class AutoencoderTrainee:
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
         torch.manual_seed(config.seed)
         size = self._images.shape[1]
-        if config.pretrained is None:
-            network = build_network(config.network, sample_size_px=size)
-        else:
-            network = load_network(Path(config.pretrained).expanduser())
+        network = build_network(config.network, sample_size_px=size)
         self._network_config = dict(network.config)
         self.downsampling = 2 ** (len(network.config.block_out_channels) - 1)
         if size % self.downsampling or self._images.shape[2] % self.downsampling:
@@ -127,9 +126,9 @@ class AutoencoderTrainee:
             signal, noise = self._micro_batch(step, lane or 0)
             waited += time.perf_counter() - began
             weight = 0.0 if lane is None else 1.0 / (signal.numel() * config.lanes)
-            reconstruction, found = self.model(signal, noise)
+            reconstruction, mean, std = self.model(signal, noise)
             absolute = (reconstruction - signal).abs().sum()
-            kl = kl_divergence(found).sum()
+            kl = kl_divergence(Posterior(mean=mean, std=std)).sum()
             # FSDP takes the mean over ranks; the shares are to add up.
             ((absolute + config.kl_weight * kl) * weight * world).backward()
             sums["absolute_error"] += absolute.item() * weight
@@ -153,7 +152,7 @@ class AutoencoderTrainee:
                 images = chunks[index or 0].to(self._device)
                 signal = to_signal(images)
                 noise = torch.zeros((len(signal), *self._latent_shape), device=self._device)
-                made, _ = self.model(signal, noise)
+                made, _, _ = self.model(signal, noise)
                 if index is not None:
                     sums["psnr_db"] += psnr_db(to_images(made), images).double().sum().item()
                     error = (made - signal).abs().flatten(1).mean(dim=1)
@@ -178,36 +177,13 @@ class AutoencoderTrainee:
         save_network(folder, config=self._network_config, weights=weights)
         # In plain fp32 whatever the training's precision: constants that others divide by.
         set_precision("fp32", device=self._device, cpu_threads=self.config.cpu_threads_per_worker)
-        network = load_network(folder).to(self._device)
-        statistics = self._statistics(network)
-        statistics.write(folder)
+        calibrate(
+            load_network(folder).to(self._device),
+            self._images[: self.config.calibration_images].to(self._device),
+        ).write(folder)
         ready = Autoencoder.load(folder, device=self._device)
-        heldout = self._images[self._num_training :].to(self._device)
-        quality = torch.cat(
-            [psnr_db(ready.reconstruct(chunk), chunk) for chunk in heldout.split(CHUNK_IMAGES)]
-        )
-        return Written(
-            metadata={
-                "latent_channels": ready.latent_channels,
-                "downsampling": ready.downsampling,
-                "height_px": self._images.shape[1],
-                "width_px": self._images.shape[2],
-                "digest": ready.digest,
-                "num_parameters": ready.num_parameters,
-            },
-            metrics={"psnr_db": round(quality.double().mean().item(), 4)},
-        )
-
-    @torch.no_grad()
-    def _statistics(self, network: Any) -> LatentStatistics:
-        images = self._images[: self.config.calibration_images].to(self._device)
-        generator = torch.Generator().manual_seed(0)
-        latents = []
-        for chunk in images.split(CHUNK_IMAGES):
-            noise = torch.randn((len(chunk), *self._latent_shape), generator=generator)
-            found = posterior(network.eval(), to_signal(chunk))
-            latents.append(found.sample(noise.to(self._device)).cpu())
-        return measure(torch.cat(latents))
+        quality = mean_psnr_db(ready, self._images[self._num_training :])
+        return Written(metadata=metadata_of(ready, self._images), metrics={"psnr_db": quality})
 
     def _micro_batch(
         self, step: int, lane: int

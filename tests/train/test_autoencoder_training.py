@@ -1,0 +1,102 @@
+"""The autoencoder is trained by the same loop."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from transfusion.autoencoder.autoencoder import Autoencoder
+from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.config import validate
+from transfusion.errors import ArtifactError
+from transfusion.storage.store import open_store
+from transfusion.train.autoencoder.config import TrainAutoencoderConfig
+from transfusion.train.autoencoder.trainee import AutoencoderTrainee, Crops
+from transfusion.train.finish import run_to_end
+
+pytestmark = pytest.mark.usefixtures("world")
+
+
+def crops(count=24, size=16):
+    """Flat colours: two numbers an image, so that a little training shows."""
+    draw = np.random.default_rng(0)
+    colours = draw.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8)
+    images = np.broadcast_to(colours, (count, size, size, 3)).copy()
+    return Crops(keys=[f"image-{index}" for index in range(count)], images=images)
+
+
+def settings(**changed):
+    values = {
+        "network": AutoencoderConfig(block_channels=(8, 8), latent_channels=4, norm_groups=4),
+        "steps": 30,
+        "lr": 5e-3,
+        "batch_size": 8,
+        "heldout_images": 8,
+        "calibration_images": 16,
+        "validate_every_steps": 10,
+        "checkpoint_every_steps": 10,
+        "seed": 1,
+    }
+    return TrainAutoencoderConfig(**(values | changed))
+
+
+def train(folder, stop_after=None, **changed):
+    def tell(step, _):
+        if step == stop_after:
+            raise InterruptedError
+
+    return run_to_end(
+        AutoencoderTrainee(settings(**changed), crops(), device=torch.device("cpu")),
+        store=open_store(str(folder)),
+        folder="run",
+        fingerprint="f" * 64,
+        name="test",
+        scratch=folder,
+        tracking="none",
+        tell=tell,
+    )
+
+
+def test_learns_resumes_and_comes_out_in_the_diffusers_layout(tmp_path):
+    outcome = train(tmp_path / "whole")
+    files = {file["name"]: tmp_path / "whole" / file["path"] for file in outcome["files"]}
+    assert set(files) == {
+        "config.json", "diffusion_pytorch_model.safetensors", "latent_statistics.json", "metrics.jsonl",
+    }  # fmt: skip
+    lines = [json.loads(line) for line in files["metrics.jsonl"].read_text().splitlines()]
+    quality = [row["values"]["psnr_db"] for row in lines if row["kind"] == "validation"]
+    assert quality[-1] > quality[0] + 1
+
+    ready = Autoencoder.load(files["config.json"].parent)
+    heldout = torch.from_numpy(crops().images[16:])
+    error = (ready.reconstruct(heldout).double() - heldout.double()).square().mean((1, 2, 3))
+    by_hand = (10 * torch.log10(255**2 / error)).mean().item()
+    assert outcome["metrics"]["psnr_db"] == pytest.approx(by_hand, abs=1e-3)
+
+    found = ready.encode(torch.from_numpy(crops().images[:16]))
+    noise = torch.randn(found.mean.shape, generator=torch.Generator().manual_seed(1))
+    latents = ready.normalize(found.sample(noise))
+    assert latents.mean((0, 2, 3)).abs().max() < 0.2
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 0.2
+
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "torn", stop_after=13)
+    again = train(tmp_path / "torn")
+    assert [file["digest"] for file in again["files"]] == [
+        file["digest"] for file in outcome["files"]
+    ]
+
+
+def test_too_few_images_and_odd_sides_are_told(tmp_path):
+    with pytest.raises(ArtifactError, match="24 images, of which heldout_images 24"):
+        train(tmp_path, heldout_images=24)
+    network = AutoencoderConfig(block_channels=(4,) * 6, latent_channels=4, norm_groups=4)
+    with pytest.raises(ArtifactError, match="multiples of 32"):
+        train(tmp_path, network=network)
+
+
+def test_an_uneven_batch_is_refused_with_the_nearest_one():
+    values = {"steps": 1, "seed": 0, "batch_size": 33, "lanes": 2}
+    _, faults = validate(TrainAutoencoderConfig, values, where="job")
+    assert faults == ["job: batch_size must be a multiple of lanes 2, got 33; nearest valid: 32"]

@@ -1,0 +1,139 @@
+"""Training goes on from its newest whole checkpoint as if nothing had happened."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.train.worlds import MadeUpSource, config, result_file, rows, train
+from transfusion.train.loop import NotFiniteError
+
+WEIGHTS = ("model.safetensors", "ema.safetensors")
+pytestmark = pytest.mark.usefixtures("world")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    return folder, train(folder)
+
+
+@pytest.fixture(scope="module")
+def stopped(world, tmp_path_factory):
+    """Killed after step 5 of 6; checkpoints of steps 2 and 4 are there."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(InterruptedError):
+        train(folder, stop_after=5)
+    return folder
+
+
+def records(folder: Path) -> list[Path]:
+    return sorted((folder / "run" / "checkpoints").glob("step-*.json"))
+
+
+def data_files(record: Path, folder: Path) -> list[Path]:
+    return [folder / file["path"] for file in json.loads(record.read_text())["files"]]
+
+
+def assert_same(one, other) -> None:
+    (folder, outcome), (folder_2, outcome_2) = one, other
+    assert rows(folder, outcome) == rows(folder_2, outcome_2)
+    assert rows(folder, outcome, "validation") == rows(folder_2, outcome_2, "validation")
+    for name in WEIGHTS:
+        assert result_file(folder, outcome, name) == result_file(folder_2, outcome_2, name)
+    digests = [{f["name"]: f["digest"] for f in made["files"]} for made in (outcome, outcome_2)]
+    assert digests[0] == digests[1]
+    assert outcome["metrics"] == outcome_2["metrics"]
+
+
+@pytest.mark.parametrize("steps_before_each_crash", [[1], [2], [3, 4], [5, 6], [6]])
+def test_crashes_leave_no_trace(uninterrupted, tmp_path, steps_before_each_crash):
+    for step in steps_before_each_crash:
+        with pytest.raises(InterruptedError):
+            train(tmp_path, stop_after=step)
+    assert_same(uninterrupted, (tmp_path, train(tmp_path)))
+
+
+def test_every_step_is_in_the_metrics_once(uninterrupted):
+    folder, outcome = uninterrupted
+    assert [row["step"] for row in rows(folder, outcome)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in rows(folder, outcome, "validation")] == [3, 6]
+    losses = [row["loss"] for row in rows(folder, outcome)]
+    assert losses[-1] < losses[0]
+
+
+def flip_a_bit(record, folder):
+    place = max(data_files(record, folder), key=lambda path: path.stat().st_size)
+    data = bytearray(place.read_bytes())
+    data[len(data) // 2] ^= 1
+    place.write_bytes(data)
+
+
+def cut_short(record, folder):
+    place = data_files(record, folder)[0]
+    place.write_bytes(place.read_bytes()[:-1])
+
+
+def lose_a_file(record, folder):
+    data_files(record, folder)[-1].unlink()
+
+
+def tear_the_record(record, folder):
+    record.write_text(record.read_text()[:100])
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, lose_a_file, tear_the_record])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    uninterrupted, stopped, tmp_path, damage, caplog
+):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    assert [path.stem for path in records(tmp_path)] == ["step-000002", "step-000004"]
+    damage(records(tmp_path)[-1], tmp_path)
+    with caplog.at_level(logging.INFO, "transfusion"):
+        outcome = train(tmp_path)
+    assert "checkpoint of step 4 is not used" in caplog.text
+    assert "resumed after step 2 of 6" in caplog.text
+    assert_same(uninterrupted, (tmp_path, outcome))
+
+
+def test_files_without_a_record_are_never_loaded(uninterrupted, stopped, tmp_path, caplog):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    for record in records(tmp_path):
+        record.unlink()
+    with caplog.at_level(logging.INFO, "transfusion"):
+        outcome = train(tmp_path)
+    assert "resumed" not in caplog.text
+    assert_same(uninterrupted, (tmp_path, outcome))
+
+
+def test_only_the_newest_checkpoints_are_kept_and_those_whole(uninterrupted):
+    folder, _ = uninterrupted
+    assert [path.stem for path in records(folder)] == ["step-000004", "step-000006"]
+    kept = {path for record in records(folder) for path in data_files(record, folder)}
+    there = {path for path in (folder / "run/checkpoints/data").rglob("*") if path.is_file()}
+    assert there == kept
+
+
+def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    newest = records(tmp_path)[-1]
+    newest.write_text(newest.read_text().replace("f" * 64, "e" * 64))
+    with pytest.raises(Exception, match="is of run eeeeeeeeeeeeeeee, not ffffffffffffffff"):
+        train(tmp_path)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_before_the_update_and_names_the_data(
+    uninterrupted, tmp_path
+):
+    with pytest.raises(NotFiniteError, match=r"step 4: loss nan.*lane 1: document-4-1-0"):
+        train(tmp_path, source=MadeUpSource(spoilt=(4, 1)))
+    assert records(tmp_path)[-1].stem == "step-000004"
+    # The state before it was whole: mended data and the same command finish the run.
+    assert_same(uninterrupted, (tmp_path, train(tmp_path)))
+
+
+def test_what_moves_the_last_bit_moves_the_identity():
+    assert config(steps=7).identity() != config().identity()
+    assert config(cpu_threads_per_worker=2).identity() != config().identity()

@@ -1,0 +1,153 @@
+"""A sharded step over many lanes against plain autograd on the same data."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.tiny import LATENT, model_config
+from tests.train.worlds import (
+    SPECIAL,
+    MadeUpSource,
+    config,
+    in_world,
+    result_file,
+    rows,
+    train_and_keep,
+)
+from transfusion.model.transformer import TransfusionModel
+from transfusion.train.parallel import AveragedWeights, lanes_of, parameter_groups
+from transfusion.train.schedule import ema_decay, learning_rate
+
+
+def plain_training(settings):
+    """The same run in a page of plain torch: whole batch, one process, no sharding, no accumulation."""
+    source = MadeUpSource()
+    model = TransfusionModel(
+        model_config(), vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0]
+    )
+    model.init_weights(settings.seed)
+    no_decay = [p for n, p in model.named_parameters() if p.ndim < 2 or n == "embedding.weight"]
+    decay = [p for n, p in model.named_parameters() if not (p.ndim < 2 or n == "embedding.weight")]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.1}, {"params": no_decay, "weight_decay": 0.0}],
+        lr=settings.lr,
+        betas=(0.9, 0.95),
+    )
+    from diffusers import DDPMScheduler
+
+    noising = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
+    losses, norms = [], []
+    average = [p.detach().clone() for p in model.parameters()]
+    for step in range(settings.steps):
+        batches = [source.micro_batch(step, lane) for lane in range(source.lanes)]
+        entropy, error, targets, images = 0.0, 0.0, 0.0, 0.0
+        for batch in batches:
+            noisy = noising.add_noise(batch.latents, batch.noise, batch.timesteps)
+            output = model(batch, noisy)
+            used = batch.text_weight.bool()
+            entropy += F.cross_entropy(
+                output.logits[used], batch.text_targets[used], reduction="sum"
+            )
+            targets += used.sum()
+            shown = batch.image_weight.bool()
+            squares = (output.epsilon[shown] - batch.noise[shown]) ** 2
+            error += squares.mean((1, 2, 3)).sum()
+            images += shown.sum()
+        loss = entropy / targets + 5 * error / images
+        optimizer.zero_grad()
+        loss.backward()
+        norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        warm = min((step + 1) / settings.warmup_steps, 1)
+        after = max(step - settings.warmup_steps, 0) / (settings.steps - 1 - settings.warmup_steps)
+        span = settings.lr - settings.min_lr
+        rate = settings.min_lr + span * (1 + torch.cos(torch.tensor(torch.pi * after)).item()) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = settings.lr * warm if step < settings.warmup_steps else rate
+        optimizer.step()
+        losses.append(loss.item())
+        decay_now = min(settings.ema_decay, (1 + step) / (10 + step))
+        for old, new in zip(average, model.parameters(), strict=True):
+            old.mul_(decay_now).add_(new.detach(), alpha=1 - decay_now)
+    return losses, norms, dict(model.named_parameters()), average
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return plain_training(config())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_any_number_of_workers_takes_the_steps_of_plain_torch(world, plain, workers, tmp_path):
+    """Three lanes on two workers: one micro-batch of the second worker has weight 0."""
+    from safetensors.torch import load
+
+    if workers == 1:
+        train_and_keep(tmp_path)
+    else:
+        in_world(workers, train_and_keep, tmp_path)
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    losses, norms, weights, average = plain
+    found = rows(tmp_path, outcome)
+    assert [row["loss"] for row in found] == pytest.approx(losses, rel=2e-5)
+    assert [row["grad_norm"] for row in found] == pytest.approx(norms, rel=1e-4)
+    final = load(result_file(tmp_path, outcome, "model.safetensors"))
+    assert set(final) == set(weights)
+    for name, tensor in weights.items():
+        torch.testing.assert_close(final[name], tensor, atol=1e-4, rtol=1e-3)
+    averaged = load(result_file(tmp_path, outcome, "ema.safetensors"))
+    for name, tensor in zip(weights, average, strict=True):
+        torch.testing.assert_close(averaged[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 8, 12])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5, 8])
+def test_every_lane_is_run_once_and_ranks_run_as_many(lanes, world_size):
+    owned = [lanes_of(rank, world_size=world_size, lanes=lanes) for rank in range(world_size)]
+    assert len({len(part) for part in owned}) == 1
+    assert sorted(lane for part in owned for lane in part if lane is not None) == list(range(lanes))
+
+
+def test_rate_rises_to_the_peak_and_ends_at_the_lowest():
+    rates = [
+        learning_rate(step, peak=1.0, lowest=0.1, warmup_steps=4, total_steps=11)
+        for step in range(11)
+    ]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[7] == pytest.approx(0.55)
+    assert rates[10] == pytest.approx(0.1)
+    assert rates[3:] == sorted(rates[3:], reverse=True)
+
+
+def test_average_has_a_short_memory_at_first():
+    assert [ema_decay(step, limit=0.99) for step in (0, 1, 90, 10_000)] == [
+        0.1, 2 / 11, 0.91, 0.99,
+    ]  # fmt: skip
+
+
+def test_weights_are_exchanged_and_come_back_to_the_bit():
+    model = nn.Linear(3, 2)
+    averaged = AveragedWeights(model)
+    before = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    averaged.update(decay=0.75)
+    torch.testing.assert_close(averaged.weights["weight"], before + 0.25)
+    trained = model.weight.detach().clone()
+    averaged.exchange()
+    torch.testing.assert_close(model.weight.detach(), before + 0.25)
+    averaged.exchange()
+    assert torch.equal(model.weight.detach(), trained)
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    model = TransfusionModel(model_config(), vocab_size=45, latent_channels=LATENT[0])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, others = parameter_groups(model, weight_decay=0.1)
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    left = {names[id(parameter)] for parameter in others["params"]}
+    assert "embedding.weight" in left
+    assert all("norm" in name or "bias" in name or "embedding" in name for name in left), left

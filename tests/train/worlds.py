@@ -1,0 +1,166 @@
+"""A small model and made-up batches, trained in one process or in several over gloo, without Ray."""
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from tests.tiny import LATENT, model_config
+from transfusion.sequence.batch import PackedBatch, assemble
+from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
+from transfusion.sequence.layout import SequenceLayout
+from transfusion.sequence.special import SpecialIds
+from transfusion.storage.store import open_store
+from transfusion.train.config import TrainConfig
+from transfusion.train.finish import run_to_end
+from transfusion.train.step import TransformerTrainee
+
+NUM_PIECES = 40
+SPECIAL = SpecialIds.after(NUM_PIECES)
+FINGERPRINT = "f" * 64
+
+
+class MadeUpSource:
+    """Batches that are a function of (step, lane); captions of different lengths, so that counts differ."""
+
+    def __init__(self, lanes: int = 3, spoilt: tuple[int, int] | None = None) -> None:
+        self.lanes = lanes
+        self.num_validation = 2
+        self._spoilt = spoilt
+
+    def micro_batch(self, step: int, lane: int) -> PackedBatch:
+        batch = self._batch(np.random.default_rng([step, lane]))
+        if (step, lane) == self._spoilt:
+            batch.latents[0, 0, 0, 0] = float("nan")
+        return batch
+
+    def validation(self, index: int) -> PackedBatch:
+        return self._batch(np.random.default_rng([99, 99, index]))
+
+    def zero_batch(self) -> PackedBatch:
+        return self._assemble([[], []])
+
+    def document_ids(self, step: int, lane: int) -> list[str]:
+        return [f"document-{step}-{lane}-{index}" for index in range(2)]
+
+    def _batch(self, draw: np.random.Generator) -> PackedBatch:
+        sequences = []
+        for _ in range(2):
+            documents = []
+            for _ in range(int(draw.integers(1, 3))):
+                length = int(draw.integers(2, 6))
+                text = TextSpan(draw.integers(0, NUM_PIECES, length).astype(np.int32))
+                image = ImageInput(
+                    latent=draw.standard_normal(LATENT, np.float32),
+                    noise=draw.standard_normal(LATENT, np.float32),
+                    timestep=int(draw.integers(0, 1000)),
+                )
+                documents.append(Document((text, ImageSpan(2, 2, image))))
+            sequences.append(documents)
+        return self._assemble(sequences)
+
+    def _assemble(self, sequences: list[list[Document]]) -> PackedBatch:
+        return assemble(
+            sequences,
+            layout=SequenceLayout(patch_size=2),
+            special=SPECIAL,
+            sequence_length=32,
+            image_slots=4,
+            text_rows=40,
+            latent_shape=LATENT,
+        )
+
+
+def config(**changed: Any) -> TrainConfig:
+    values = {
+        "model": model_config(),
+        "steps": 6,
+        "lr": 3e-3,
+        "warmup_steps": 2,
+        "checkpoint_every_steps": 2,
+        "validate_every_steps": 3,
+        "seed": 7,
+    }
+    return TrainConfig(**(values | changed))
+
+
+def make_trainee(settings: TrainConfig, source: MadeUpSource) -> TransformerTrainee:
+    return TransformerTrainee(
+        settings,
+        source,
+        vocab_size=SPECIAL.vocab_size,
+        latent_channels=LATENT[0],
+        device=torch.device("cpu"),
+    )
+
+
+def train(
+    folder: Path,
+    *,
+    settings: TrainConfig | None = None,
+    source: MadeUpSource | None = None,
+    stop_after: int | None = None,
+) -> dict[str, Any]:
+    """A run in the world that this process is in. `stop_after` ends it as a crash would."""
+
+    def tell(step: int, _: object) -> None:
+        if step == stop_after:
+            raise InterruptedError(step)
+
+    return run_to_end(
+        make_trainee(settings or config(), source or MadeUpSource()),
+        store=open_store(str(folder)),
+        folder="run",
+        fingerprint=FINGERPRINT,
+        name="test",
+        scratch=folder,
+        tracking="none",
+        tell=tell,
+    )
+
+
+def result_file(folder: Path, outcome: dict[str, Any], name: str) -> bytes:
+    (path,) = [file["path"] for file in outcome["files"] if file["name"] == name]
+    return (folder / path).read_bytes()
+
+
+def rows(folder: Path, outcome: dict[str, Any], kind: str = "train") -> list[dict[str, Any]]:
+    """Steps and values, without durations."""
+    lines = result_file(folder, outcome, "metrics.jsonl").splitlines()
+    return [
+        {"step": row["step"], **row["values"]}
+        for row in map(json.loads, lines)
+        if row["kind"] == kind
+    ]
+
+
+def in_world(size: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Calls `function(*arguments)` in `size` processes joined over gloo."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_member, (size, port, function, arguments), nprocs=size)
+
+
+def _member(
+    rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=size)
+    function(*arguments)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def train_and_keep(folder: Path) -> None:
+    """For `in_world`: trains and leaves the outcome beside the store."""
+    outcome = train(folder)
+    if dist.get_rank() == 0:
+        (folder / "outcome.json").write_text(json.dumps(outcome))
