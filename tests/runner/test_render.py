@@ -1,6 +1,7 @@
 import copy
 import functools
 import gzip
+import importlib
 import importlib.util
 import json
 import os
@@ -38,7 +39,7 @@ VALUES = {
     "store": "s3://bucket/prefix",
     "seed": 3,
     "stages": {"docs": {"uses": "data_pipelines.sources.python_docs", "config": {}}},
-    "endpoint": {"model": "docs"},
+    "endpoint": {"model": "docs", "host": "0.0.0.0", "max_images": 4},
 }
 
 
@@ -150,6 +151,19 @@ def test_ray_serve_takes_the_serve_config(job, profile):
     text = rendered(job, "rayservice", profile)["spec"]["serveConfigV2"]
     parsed = ServeDeploySchema.model_validate(yaml.safe_load(text))
     assert [application.route_prefix for application in parsed.applications] == ["/"]
+
+
+def test_the_endpoint_builds_from_the_rendered_arguments(job, profile):
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+    from ray.serve.schema import ServeDeploySchema
+
+    text = rendered(job, "rayservice", profile)["spec"]["serveConfigV2"]
+    (application,) = ServeDeploySchema.model_validate(yaml.safe_load(text)).applications
+    module, _, name = application.import_path.partition(":")
+    builder = getattr(importlib.import_module(module), name)
+    built = call_user_app_builder_with_args_if_necessary(builder, application.args)
+    options = built._bound_deployment.ray_actor_options
+    assert options["num_gpus"] == profile.serve.gpus_per_replica
 
 
 @pytest.mark.parametrize("target", ["rayjob", "rayservice"])
