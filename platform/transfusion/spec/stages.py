@@ -52,4 +52,4 @@ def load_function(reference: str) -> Callable[..., Any]:
     module, _, name = reference.partition(":")
     function = getattr(importlib.import_module(module), name)
     assert callable(function), reference
-    return function  # type: ignore[no-any-return]
+    return function
