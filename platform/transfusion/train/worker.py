@@ -12,8 +12,9 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -125,7 +126,13 @@ def train_on_ray(
     try:
         with (
             lease(context.store, context.folder, log=context.log),
-            _follow(job.status_key, context, steps=steps, unit=unit),
+            _follow(
+                job.status_key,
+                context,
+                steps=steps,
+                workers=resources.num_workers,
+                unit=unit,
+            ),
         ):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -160,9 +167,10 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
         device = ray.train.torch.get_device()
     store = open_store(job.store)
-    tell, messages = _teller(job.status_key, first=dist.get_rank() == 0)
+    teller = _Teller(job.status_key, rank=dist.get_rank())
     logger = logging.getLogger("transfusion")
-    logger.addHandler(messages)
+    logger.addHandler(teller)
+    logger.setLevel(logging.INFO)
     try:
         trainee, fault = None, ""
         try:
@@ -184,78 +192,88 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             name=job.name,
             scratch=Path(job.scratch),
             tracking=job.tracking,
-            tell=tell,
+            tell=teller.tell,
         )
     except NotFiniteError as error:
         # Every rank raises it at the same step, and a restart would come to the same step.
         return {"fault": str(error)}
     finally:
-        logger.removeHandler(messages)
+        logger.removeHandler(teller)
+        teller.publish()
     # Without it the first rank to leave tears the group down under the others' last messages.
     dist.barrier()
     return outcome
 
 
-class _Messages(logging.Handler):
-    """Log records of the worker, for the driver: Ray's own forwarding is a wall of other people's lines."""
+class _Teller(logging.Handler):
+    """Publishes how far this rank is, and what it logs, in Ray's key-value store, at most every `POLL_S`.
 
-    def __init__(self, *, first: bool) -> None:
-        super().__init__(logging.INFO if first else logging.WARNING)
-        self.lines: list[tuple[int, str]] = []
+    A report through Ray Train would be a barrier over all ranks, and ends at the controller, not the driver;
+    Ray's forwarding of logs is a wall of other people's lines.
+    """
+
+    def __init__(self, key: str, *, rank: int) -> None:
+        super().__init__(logging.INFO if rank == 0 else logging.WARNING)
+        self._key = f"{key}/{rank}"
+        self._rank = rank
+        self._status: dict[str, Any] = {"pid": os.getpid(), "step": 0, "shown": {}, "messages": []}
+        self._published = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append((record.levelno, record.getMessage()))
+        self._status["messages"].append((record.levelno, record.getMessage()))
 
+    def tell(self, step: int, shown: Mapping[str, str]) -> None:
+        """Notes the number of finished steps and what to show beside it."""
+        self._status |= {"step": step, "shown": dict(shown)}
+        if self._rank == 0 and time.monotonic() - self._published >= POLL_S:
+            self.publish()
 
-def _teller(key: str, *, first: bool) -> tuple[Callable[[int, Mapping[str, str]], None], _Messages]:
-    """A function that publishes how far rank 0 is in Ray's key-value store, at most every `POLL_S`.
+    def publish(self) -> None:
+        """Publishes at once."""
+        from ray.experimental.internal_kv import _internal_kv_put
 
-    A report through Ray Train would be a barrier over all ranks, and ends at the controller, not the driver.
-    """
-    import time
-
-    from ray.experimental.internal_kv import _internal_kv_put
-
-    messages = _Messages(first=first)
-    state = {"at": 0.0}
-
-    def tell(step: int, shown: Mapping[str, str]) -> None:
-        now = time.monotonic()
-        if first and now - state["at"] >= POLL_S:
-            state["at"] = now
-            status = {"step": step, "shown": dict(shown), "messages": messages.lines}
-            _internal_kv_put(key, json.dumps(status))
-
-    return tell, messages
+        self._published = time.monotonic()
+        _internal_kv_put(self._key, json.dumps(self._status))
 
 
 @contextmanager
-def _follow(key: str, context: StageContext, *, steps: int, unit: str) -> Iterator[None]:
+def _follow(
+    key: str, context: StageContext, *, steps: int, workers: int, unit: str
+) -> Iterator[None]:
     """Shows on the driver how far the workers are, from a thread: `fit` blocks."""
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
     stop = threading.Event()
+    keys = [f"{key}/{rank}" for rank in range(workers)]
 
     def follow() -> None:
         with context.progress(total=steps, unit=unit) as progress:
-            told, begun = 0, False
-            while not stop.wait(POLL_S / 2):
-                try:
-                    status = json.loads(_internal_kv_get(key) or b"{}")
-                except Exception as error:
-                    # The display must never be what stops a run.
-                    context.log.debug("no status: %s", error)
-                    continue
-                if not status:
-                    continue
-                if not begun:
-                    progress.start_at(status["step"])
-                    begun = True
-                for level, line in status["messages"][told:]:
-                    context.log.log(level, line)
-                told = max(told, len(status["messages"]))
-                if status["step"] > progress.done:
-                    progress.advance(status["step"] - progress.done, **status["shown"])
+            told: dict[tuple[str, int], int] = {}
+            begun = False
+            while True:
+                ended = stop.wait(POLL_S / 2)
+                for place in keys:
+                    try:
+                        status = json.loads(_internal_kv_get(place) or b"null")
+                    except Exception as error:
+                        # The display must never be what stops a run.
+                        context.log.debug("no status: %s", error)
+                        continue
+                    if not status:
+                        continue
+                    # A worker that was restarted begins its messages anew.
+                    source = (place, status["pid"])
+                    for level, line in status["messages"][told.get(source, 0) :]:
+                        context.log.log(level, line)
+                    told[source] = len(status["messages"])
+                    if place == keys[0]:
+                        if not begun:
+                            progress.start_at(status["step"])
+                            begun = True
+                        elif status["step"] > progress.done:
+                            progress.advance(status["step"] - progress.done, **status["shown"])
+                if ended:
+                    return
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -264,7 +282,8 @@ def _follow(key: str, context: StageContext, *, steps: int, unit: str) -> Iterat
     finally:
         stop.set()
         thread.join(timeout=5)
-        _internal_kv_del(key)
+        for place in keys:
+            _internal_kv_del(place)
 
 
 def _told(error: Exception) -> Exception:

@@ -1,0 +1,50 @@
+"""Ray Train around the loop. Each fit takes seconds to start, so there are few."""
+
+import json
+import logging
+
+import pytest
+
+from tests.train.worlds import config, in_world, result_file, rows, train_and_keep
+from transfusion.errors import ArtifactError
+from transfusion.stage import Progress, Resources, StageContext
+from transfusion.storage.store import open_store
+from transfusion.train.worker import train_on_ray
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def fit(folder, marker):
+    context = StageContext(
+        name="train", uses="run", version=1, fingerprint="f" * 64, store=open_store(str(folder)),
+        resources=Resources(), scratch=folder, log=logging.getLogger("transfusion.test"),
+        progress=lambda **told: Progress(logging.getLogger("transfusion.test"), every_s=0.0, **told),
+    )  # fmt: skip
+    values = {**config().resolved(), "case": {"marker": marker}}
+    return train_on_ray("tests.train.worlds:build", values, {}, context, steps=config().steps)
+
+
+def test_a_killed_worker_costs_steps_but_changes_nothing(ray_cluster, tmp_path, caplog):
+    """Two workers; one is killed at step 4; the group starts again from step 4's checkpoint."""
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    with caplog.at_level(logging.INFO, "transfusion"):
+        made = fit(folder, marker=str(tmp_path / "marker"))
+    assert (tmp_path / "marker").exists()
+    assert "resumed after step 4 of 6" in caplog.text
+    outcome = {"files": [file.model_dump() for file in made.files]}
+
+    in_world(2, train_and_keep, tmp_path)
+    undisturbed = json.loads((tmp_path / "outcome.json").read_text())
+    assert rows(folder, outcome) == rows(tmp_path, undisturbed)
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert result_file(folder, outcome, name) == result_file(tmp_path, undisturbed, name)
+    assert not list(folder.glob("run/*/lease.json"))
+
+
+def test_a_loss_that_is_no_number_reaches_the_user_as_words_and_is_not_tried_again(
+    ray_cluster, tmp_path, caplog
+):
+    with pytest.raises(ArtifactError, match=r"step 3: loss nan.*lane 0: document-3-0-0"):
+        fit(tmp_path, marker="")
+    assert "resumed" not in caplog.text
