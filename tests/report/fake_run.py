@@ -142,11 +142,15 @@ def make_run(store: Store, scratch: Path, *, judged: bool = True, steps: int = 1
     run.commit(
         "mixture", "data_pipelines.mix", "mixture", inputs=("latents", "tokens"), seconds=2.2,
         metadata={
-            "sequence_length": 256, "lanes": 2, "num_steps": steps,
-            "sources": {
-                "pairs": {"prose_tokens": 0, "caption_tokens": 3_100_000, "patch_tokens": 5_900_000,
-                          "epochs": 41.2},
-                "prose": {"prose_tokens": 8_990_000, "caption_tokens": 0, "patch_tokens": 0,
+            "sequence_length": 256, "lanes": 2, "sequences_per_micro_batch": 7, "steps": 5000,
+            "image_slots": 40, "seed": 0, "layout": {"patch_size": 2},
+            "sources": {"pairs": {"weight": 3.0, "tokens": "x"}, "prose": {"weight": 1.0}},
+            "statistics": {
+                "pairs": {"documents": 20_000, "held_out": 410, "positions": 13_440_000,
+                          "caption_tokens": 3_100_000, "patch_tokens": 9_800_000,
+                          "prose_tokens": 0, "epochs": 41.2},
+                "prose": {"documents": 82, "held_out": 2, "positions": 4_440_000,
+                          "caption_tokens": 0, "patch_tokens": 0, "prose_tokens": 4_400_000,
                           "epochs": 9.7},
             },
         },

@@ -106,6 +106,7 @@ def test_what_comes_from_outside_is_escaped(page: str, tree: Tree) -> None:
         "97.7%", "images: colour right", "reconstructions 97%", "unigram model 3.020",
         "a red circle", "Text: loss per token", "two objects", "too many pixels 1", "image file is truncated",
         "data_pipelines.encode_images", "images/part-03.parquet", "0123456789ab", "2.41M parameters",
+        "padding 0.22%", "75.17%",
     ],
 )  # fmt: skip
 def test_the_page_tells_it(tree: Tree, told: str) -> None:

@@ -20,9 +20,10 @@ def number(value: float | int, digits: int = 3) -> str:
     return f"{value:.{digits}g}"
 
 
-def percent(value: float | int) -> str:
+def percent(value: float | int, digits: int = 1) -> str:
     """`96.1%`, `100%`."""
-    return f"{value:.1%}".replace(".0%", "%")
+    told = f"{value:.{digits}%}"
+    return told.replace(f".{'0' * digits}%", "%")
 
 
 def decimal(value: float | int) -> str:

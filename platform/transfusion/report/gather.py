@@ -19,7 +19,7 @@ from transfusion.report.lineage import (
     source_shards,
     trace,
 )
-from transfusion.report.mixture import read_mixture
+from transfusion.report.mixture import read_statistics
 from transfusion.report.pictures import Album
 from transfusion.report.pipeline import anchor, pipeline_diagram
 from transfusion.report.scores import CEILINGS, headline_tiles, task_bars
@@ -102,7 +102,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
         "autoencoder_charts": _autoencoder_charts(inputs.get("autoencoder"), config.max_points),
         "rate_charts": rate_charts(training, config.max_points),
         "split": step_split(training),
-        "mixture": read_mixture(mixture),
+        "mixture": read_statistics(mixture),
         "stages": made,
         "total_s": sum(one.manifest.timings["seconds"] for one in made),
         "longest_s": max((one.manifest.timings["seconds"] for one in made), default=0.0),

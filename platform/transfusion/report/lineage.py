@@ -6,7 +6,7 @@ from typing import Any
 
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry, Manifest
-from transfusion.artifacts.shards import REJECTS
+from transfusion.artifacts.shards import REJECTS, ROWS
 from transfusion.artifacts.tables import load_table
 
 
@@ -39,11 +39,10 @@ class Ancestor:
 
     @property
     def tables(self) -> list[FileEntry]:
-        """Its files that hold rows, rejects apart."""
-        return [
-            file
-            for file in self.manifest.content.files
-            if file.path.endswith(".parquet") and not _holds_rejects(file)
+        """Its files that hold rows; of a shard's files the rows alone, not its rejects or its index."""
+        tables = [file for file in self.manifest.content.files if file.path.endswith(".parquet")]
+        return [file for file in tables if _table(file) == ROWS] or [
+            file for file in tables if _table(file) != REJECTS
         ]
 
 
@@ -91,7 +90,7 @@ def rejected_rows(ancestor: Ancestor, *, limit: int) -> list[RejectedRow]:
     for file in ancestor.manifest.content.files:
         if len(rows) >= limit:
             break
-        if not file.rows or not _holds_rejects(file):
+        if not file.rows or _table(file) != REJECTS:
             continue
         table = load_table(ancestor.artifact.store, file).slice(0, limit - len(rows))
         rows += [
@@ -109,5 +108,5 @@ def source_shards(ancestor: Ancestor, *, limit: int) -> list[dict[str, Any]]:
     return table.slice(0, limit).to_pylist()
 
 
-def _holds_rejects(file: FileEntry) -> bool:
-    return file.name.rpartition("/")[2] == REJECTS
+def _table(file: FileEntry) -> str:
+    return file.name.rpartition("/")[2]

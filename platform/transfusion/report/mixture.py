@@ -1,58 +1,105 @@
-"""What a run drew from which source, as the mixture's artifact tells it."""
+"""What a run drew from which source, as the mixture's metadata tell it."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from transfusion.artifacts.artifact import Artifact
 
-COLUMNS = ("weight", "prose_tokens", "caption_tokens", "patch_tokens", "padding_tokens")
+KINDS = ("prose_tokens", "caption_tokens", "patch_tokens")
+"""What a position can hold, besides the special ids around it."""
+
+COLUMNS = ("documents", "held_out", "epochs", "positions", *KINDS)
 """Of the table of sources, in this order; others follow."""
+
+CAPACITY = ("steps", "lanes", "sequences_per_micro_batch", "sequence_length")
+"""Their product is every position of the plan, padding included."""
+
+Statistics = Mapping[str, Mapping[str, Any]]
+"""Numbers by name, by source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Share:
-    """A part of all tokens, from 0 to 1."""
+    """A part of all positions, from 0 to 1."""
 
     name: str
-    tokens: int
+    tokens: float
     part: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mixture:
+class SourceRow:
+    """One source: what it was to have, what it had, and a number a column."""
+
+    name: str
+    wanted: float | None
+    """Part of all positions that its weight asks for."""
+    part: float | None
+    """Part of all positions that it had."""
+    values: list[Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MixtureTable:
     """Statistics of a mixture."""
 
     shares: list[Share]
-    """Kinds of token over all sources, padding among them."""
+    """What the positions of all sequences hold, padding among it."""
     columns: list[str]
-    sources: list[tuple[str, list[Any]]]
-    """Name, and a value a column."""
+    sources: list[SourceRow]
     facts: dict[str, Any]
-    """Whatever else is one value."""
+    """Its constants."""
 
 
-def read_mixture(artifact: Artifact) -> Mixture:
-    """The statistics in the metadata of a mixture: `sources` by name, and single values."""
+def read_statistics(artifact: Artifact) -> MixtureTable:
+    """The statistics of a mixture; what it does not tell is left out."""
     metadata = artifact.metadata
-    sources: dict[str, dict[str, Any]] = metadata.get("sources", {})
-    given = {name for values in sources.values() for name in values}
+    statistics: Statistics = metadata.get("statistics", {})
+    given = {name for values in statistics.values() for name in values}
     columns = sorted(given, key=lambda name: (COLUMNS.index(name) if name in COLUMNS else 99, name))
-    kinds = [name for name in columns if name.endswith("_tokens")]
-    totals = {kind: sum(values.get(kind) or 0 for values in sources.values()) for kind in kinds}
-    whole = sum(totals.values())
-    return Mixture(
-        shares=[
-            Share(name=kind.removesuffix("_tokens"), tokens=count, part=count / whole)
-            for kind, count in totals.items()
-            if whole
-        ],
+    positions = _total(statistics, "positions")
+    weights = {
+        name: source["weight"]
+        for name, source in metadata.get("sources", {}).items()
+        if "weight" in source
+    }
+    return MixtureTable(
+        shares=_shares(metadata, statistics),
         columns=columns,
         sources=[
-            (name, [values.get(column) for column in columns]) for name, values in sources.items()
+            SourceRow(
+                name=name,
+                wanted=weights[name] / sum(weights.values()) if name in weights else None,
+                part=values["positions"] / positions if positions else None,
+                values=[values.get(column) for column in columns],
+            )
+            for name, values in statistics.items()
         ],
         facts={
             name: value
-            for name, value in {**metadata, **artifact.manifest.content.metrics}.items()
-            if isinstance(value, int | float | str)
+            for name, value in metadata.items()
+            if isinstance(value, int | float | str) and not isinstance(value, bool)
         },
     )
+
+
+def _shares(metadata: Mapping[str, Any], statistics: Statistics) -> list[Share]:
+    counts = {kind.removesuffix("_tokens"): _total(statistics, kind) for kind in KINDS}
+    positions = _total(statistics, "positions")
+    if positions:
+        counts["special ids"] = max(positions - sum(counts.values()), 0.0)
+        if all(name in metadata for name in CAPACITY):
+            capacity = math.prod(metadata[name] for name in CAPACITY)
+            counts["padding"] = max(capacity - positions, 0.0)
+    whole = sum(counts.values())
+    return [
+        Share(name=name, tokens=count, part=count / whole)
+        for name, count in counts.items()
+        if whole
+    ]
+
+
+def _total(statistics: Statistics, name: str) -> float:
+    return float(sum(values.get(name, 0.0) for values in statistics.values()))
