@@ -90,7 +90,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
     made = [one for one in ancestors if "seconds" in one.manifest.timings]
     return {
         "title": config.title,
-        "model": inputs["model"],
+        "num_parameters": run.metadata.get("num_parameters"),
         "store": run.store.uri,
         "tiles": headline_tiles(metrics),
         "bars": task_bars(metrics),

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from transfusion.artifacts.artifact import Artifact
+from transfusion.report.formats import number, percent
 
 KINDS = ("prose_tokens", "caption_tokens", "patch_tokens")
 """What a position can hold, besides the special ids around it."""
 
-COLUMNS = ("documents", "held_out", "epochs", "positions", *KINDS)
+COLUMNS = ("documents", "held_out", "epochs", "images", "positions", *KINDS)
 """Of the table of sources, in this order; others follow."""
 
 CAPACITY = ("steps", "lanes", "sequences_per_micro_batch", "sequence_length")
@@ -49,8 +50,8 @@ class MixtureTable:
     """What the positions of all sequences hold, padding among it."""
     columns: list[str]
     sources: list[SourceRow]
-    facts: dict[str, Any]
-    """Its constants."""
+    facts: dict[str, str]
+    """Its constants, and how well the packing went."""
 
 
 def read_statistics(artifact: Artifact) -> MixtureTable:
@@ -77,12 +78,23 @@ def read_statistics(artifact: Artifact) -> MixtureTable:
             )
             for name, values in statistics.items()
         ],
-        facts={
-            name: value
-            for name, value in metadata.items()
-            if isinstance(value, int | float | str) and not isinstance(value, bool)
-        },
+        facts=_facts(artifact),
     )
+
+
+def _facts(artifact: Artifact) -> dict[str, str]:
+    constants = {
+        name: number(value, 9) if isinstance(value, int | float) else value
+        for name, value in artifact.metadata.items()
+        if isinstance(value, int | float | str) and not isinstance(value, bool)
+    }
+    measured = {
+        # Shares of the sources are in the table.
+        name: percent(value, 2)
+        for name, value in artifact.manifest.content.metrics.items()
+        if not name.startswith("share.")
+    }
+    return {name.replace("_", " "): told for name, told in {**measured, **constants}.items()}
 
 
 def _shares(metadata: Mapping[str, Any], statistics: Statistics) -> list[Share]:
