@@ -156,13 +156,16 @@ def _check_inputs(
 
 
 def _order(stages: dict[str, JobStage], where: str) -> tuple[JobStage, ...]:
-    sorter = graphlib.TopologicalSorter(
-        {name: list(stage.inputs.values()) for name, stage in stages.items()}
-    )
+    """The order of the file, save that a stage comes after what it needs."""
+    needs = {name: set(stage.inputs.values()) for name, stage in stages.items()}
     try:
-        return tuple(stages[name] for name in sorter.static_order())
+        graphlib.TopologicalSorter(needs).prepare()
     except graphlib.CycleError as error:
         circle = " -> ".join(reversed(error.args[1]))
         raise SpecError(
             f"{where}: stages: each waits for the other: {circle}; remove one input"
         ) from error
+    ordered: list[str] = []
+    while len(ordered) < len(stages):
+        ordered.append(next(n for n in stages if n not in ordered and needs[n] <= set(ordered)))
+    return tuple(stages[name] for name in ordered)
