@@ -1,0 +1,1 @@
+"""A model package behind an OpenAI-shaped endpoint, on Ray Serve."""

@@ -1,0 +1,47 @@
+"""The `endpoint:` block of a job file: how the model is offered. Imports nothing heavy."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from transfusion.config import Config
+
+
+class EndpointConfig(Config):
+    """An endpoint over one model package. None of it is identity: nothing is made."""
+
+    model: str = "model"
+    """The name of the job's stage that makes the model package."""
+    host: str = "127.0.0.1"
+    """Loopback unless told otherwise: the endpoint's own keys are its only guard."""
+    port: int = Field(8000, ge=1, le=65535)
+    weights: Literal["ema", "raw"] = "ema"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU where the replica was given one."""
+    threads: int = Field(1, ge=1)
+    """CPU threads of a replica."""
+
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    """Where a request names none; the package's default when left out."""
+    num_inference_steps: int | None = Field(None, ge=1, le=1000)
+    """Where a request names none; the package's default when left out."""
+
+    max_body_bytes: int = Field(1_000_000, ge=1000)
+    """A longer request is refused before it is read whole."""
+    max_images: int = Field(10, ge=1, le=10)
+    """Of a request."""
+    max_inference_steps: int = Field(250, ge=1, le=1000)
+    max_tokens: int = Field(1024, ge=1)
+    """Of a completion; the model's context is a limit of its own."""
+    body_timeout_s: float = Field(20.0, gt=0)
+    """A request must have arrived in this time."""
+    request_timeout_s: float = Field(120.0, gt=0)
+    """A request is answered in this time or given up."""
+
+    max_batch_size: int = Field(16, ge=1)
+    """Samples that one replica makes at once."""
+    max_queued_samples: int = Field(64, ge=1)
+    """Samples that wait at a replica; what comes on top is told to come again later."""
+    retry_after_s: int = Field(5, ge=1)
+    """When a refused request may come again."""

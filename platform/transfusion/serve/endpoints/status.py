@@ -1,0 +1,39 @@
+"""`GET /health` and `GET /v1/models`."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from transfusion.serve.service import Service
+
+
+def routes(service: Service) -> APIRouter:
+    """The endpoint's routes."""
+    router = APIRouter()
+    package = service.package
+
+    @router.get("/health")
+    async def health() -> dict[str, Any]:
+        return {"status": "ok", "model": package.name, "queued": service.batcher.num_queued}
+
+    @router.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model()]}
+
+    @router.get("/v1/models/{name}")
+    async def model(name: str) -> dict[str, Any]:
+        service.check_model(name)
+        return _model()
+
+    def _model() -> dict[str, Any]:
+        return {
+            "id": package.name,
+            "object": "model",
+            "created": service.created,
+            "owned_by": "transfusion",
+            "image_size": f"{package.image_size_px}x{package.image_size_px}",
+            "max_model_len": package.sequence_length,
+            "digest": service.sampler.package.digest,
+        }
+
+    return router

@@ -1,0 +1,83 @@
+"""Errors in the shape that OpenAI's clients read: {"error": {message, type, param, code}}."""
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+_TYPES: Mapping[int, str] = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "server_error",
+}
+
+
+class ApiError(Exception):
+    """A request that is answered with an error; the message is for the caller."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    """The answer to a request that is at fault, or that we are."""
+    body = {
+        "message": error.message,
+        "type": _TYPES.get(error.status, "invalid_request_error"),
+        "param": error.param,
+        "code": error.code,
+    }
+    return JSONResponse({"error": body}, status_code=error.status, headers=error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Answers every error of an app in this shape; a bug's message stays in the log."""
+
+    @app.exception_handler(ApiError)
+    async def _ours(_: Request, error: ApiError) -> JSONResponse:
+        return error_response(error)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        return error_response(from_faults(list(error.errors())))
+
+    @app.exception_handler(HTTPException)
+    async def _http(request: Request, error: HTTPException) -> JSONResponse:
+        message = error.detail
+        if error.status_code in (404, 405):
+            message = f"{request.method} {request.url.path}: there is no such endpoint"
+        return error_response(ApiError(error.status_code, message))
+
+    @app.exception_handler(Exception)
+    async def _bug(_: Request, __: Exception) -> JSONResponse:
+        return error_response(ApiError(500, "the server failed on this request; see its log"))
+
+
+def from_faults(faults: list[dict]) -> ApiError:
+    """A 400 for what pydantic found: every fault in the message, the first one's field as `param`."""
+    lines, param = [], None
+    for fault in faults:
+        path = ".".join(str(step) for step in fault.get("loc", ()) if step != "body")
+        message = str(fault.get("msg", "is invalid")).removeprefix("Value error, ")
+        if fault.get("type") == "extra_forbidden":
+            message = "is not a parameter of this endpoint"
+        if fault.get("type") == "json_invalid":
+            path, message = "", "the body is not valid JSON"
+        lines.append(f"{path}: {message}" if path else message)
+        param = param or path.split(".")[0] or None
+    return ApiError(400, "; ".join(lines), param=param)

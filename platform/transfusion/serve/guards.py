@@ -1,0 +1,122 @@
+"""What every request passes before it is parsed: its size, the time it takes to arrive, its key."""
+
+import asyncio
+import hashlib
+import hmac
+import os
+import time
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from transfusion.serve.errors import ApiError, error_response
+
+KEYS = "TRANSFUSION_API_KEYS"
+"""Keys of those who may ask, separated by commas; without it everybody may who reaches the port."""
+
+OPEN_PATHS = frozenset({"/health"})
+
+
+def key_digests() -> tuple[str, ...]:
+    """sha256 of each key in the environment: keys themselves go into no argument and no log."""
+    keys = [key.strip() for key in os.environ.get(KEYS, "").split(",")]
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys if key)
+
+
+class Guard:
+    """ASGI middleware that answers what is too long, too slow or without a key."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        digests: Sequence[str] = (),
+    ) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+        self.body_timeout_s = body_timeout_s
+        self.digests = tuple(digests)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request or hands it on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        try:
+            if scope["path"] not in OPEN_PATHS:
+                self._check_key(headers.get(b"authorization", b""))
+            self._check_length(headers.get(b"content-length", b"0"))
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        body = _Body(receive, self.max_body_bytes, self.body_timeout_s)
+
+        async def sending(message: Message) -> None:
+            # The framework turns what `receive` raises into a 400 of its own: ours goes out in its place.
+            if body.fault is None:
+                await send(message)
+
+        await self.app(scope, body.receive, sending)
+        if body.fault is not None:
+            await error_response(body.fault)(scope, receive, send)
+
+    def _check_key(self, authorization: bytes) -> None:
+        if not self.digests:
+            return
+        scheme, _, key = authorization.partition(b" ")
+        given = hashlib.sha256(key.strip()).hexdigest()
+        # Every digest is compared, each in constant time.
+        known = [hmac.compare_digest(given, digest) for digest in self.digests]
+        if scheme.lower() != b"bearer" or not any(known):
+            raise ApiError(
+                401,
+                "this endpoint needs a key: send the header 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+
+    def _check_length(self, declared: bytes) -> None:
+        if declared.isdigit() and int(declared) > self.max_body_bytes:
+            raise _too_long(self.max_body_bytes)
+
+
+class _Body:
+    """A request's body as it arrives; what is wrong with it is kept in `fault`."""
+
+    def __init__(self, receive: Receive, max_bytes: int, timeout_s: float) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        self._seen = 0
+        self._complete = False
+        self.fault: ApiError | None = None
+
+    async def receive(self) -> Message:
+        """The next message; raises ApiError when the body is too long or too slow."""
+        if self._complete:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(max(self._deadline - time.monotonic(), 0)):
+                message = await self._receive()
+        except TimeoutError as error:
+            self.fault = ApiError(408, f"the request did not arrive within {self._timeout_s:g} s")
+            raise self.fault from error
+        self._seen += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
+        if self._seen > self._max_bytes:
+            self.fault = _too_long(self._max_bytes)
+            raise self.fault
+        return message
+
+
+def _too_long(max_bytes: int) -> ApiError:
+    return ApiError(
+        413,
+        f"the request is too long: it must be at most {max_bytes} bytes",
+        code="request_too_large",
+        headers={"Connection": "close"},
+    )

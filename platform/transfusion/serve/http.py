@@ -1,0 +1,31 @@
+"""The FastAPI application over a service. Knows nothing of Ray."""
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+
+from transfusion.serve import errors
+from transfusion.serve.endpoints import completions, images, status
+from transfusion.serve.guards import Guard
+from transfusion.serve.service import Service
+
+ENDPOINTS = (images.routes, completions.routes, status.routes)
+
+
+def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
+    """All endpoints behind the guard.
+
+    Args:
+        digests: sha256 of the keys that may ask; none for everybody.
+    """
+    app = FastAPI(title="Transfusion", docs_url=None, redoc_url=None)
+    errors.install(app)
+    for routes in ENDPOINTS:
+        app.include_router(routes(service))
+    app.add_middleware(
+        Guard,
+        max_body_bytes=service.config.max_body_bytes,
+        body_timeout_s=service.config.body_timeout_s,
+        digests=tuple(digests),
+    )
+    return app

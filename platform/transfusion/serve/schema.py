@@ -1,0 +1,94 @@
+"""Requests as OpenAI's clients send them, and our extensions beside them or inside `extra_body`.
+
+Parameters of OpenAI's that mean nothing here are taken where they ask for nothing, and refused where they do: none
+is silently ignored, but for `user`.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from transfusion.sample.params import MAX_SEED
+
+
+def _flatten(values: Any) -> Any:
+    """`extra_body` nested, as people write it with curl; OpenAI's client merges it itself."""
+    if not isinstance(values, Mapping):
+        return values
+    nested = values.get("extra_body")
+    if nested is None:
+        return {key: value for key, value in values.items() if key != "extra_body"}
+    if not isinstance(nested, Mapping):
+        raise ValueError("extra_body: must be an object")  # noqa: TRY004  pydantic reads ValueErrors
+    return {**nested, **{key: value for key, value in values.items() if key != "extra_body"}}
+
+
+def _nothing(value: Any) -> None:
+    """A parameter that is not supported, given a value that asks for nothing."""
+    if value is True or value not in (None, False, 0, "", "auto", {}, []):
+        raise ValueError("is not supported by this server")
+
+
+Unsupported = Annotated[None, BeforeValidator(_nothing)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str | None = None
+    n: int | None = Field(None, ge=1, le=10)
+    seed: int | None = Field(None, ge=0, le=MAX_SEED)
+    user: str | None = None
+    stream: Unsupported = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _extensions(cls, values: Any) -> Any:
+        return _flatten(values)
+
+
+class ImageRequest(_Request):
+    """`POST /v1/images/generations`."""
+
+    prompt: str
+    size: str | None = Field(None, pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png"] | None = None
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
+    negative_prompt: Unsupported = None
+    background: Unsupported = None
+    moderation: Unsupported = None
+    output_compression: Unsupported = None
+    partial_images: Unsupported = None
+    quality: Unsupported = None
+    style: Unsupported = None
+
+
+class CompletionRequest(_Request):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str]
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    stop: str | list[str] | None = None
+    echo: bool | None = None
+    best_of: Literal[1] | None = None
+    frequency_penalty: Unsupported = None
+    presence_penalty: Unsupported = None
+    logit_bias: Unsupported = None
+    logprobs: Unsupported = None
+    stream_options: Unsupported = None
+    suffix: Unsupported = None
+
+    @model_validator(mode="after")
+    def _few(self) -> "CompletionRequest":
+        if isinstance(self.prompt, list) and not 1 <= len(self.prompt) <= 20:
+            raise ValueError("prompt: must be 1 to 20 texts")
+        if isinstance(self.stop, list) and len(self.stop) > 4:
+            raise ValueError("stop: must be at most 4 texts")
+        return self

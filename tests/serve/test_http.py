@@ -1,0 +1,373 @@
+"""The endpoints in this process: what they answer, and how they refuse."""
+
+import asyncio
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from starlette.testclient import TestClient
+
+from tests.tiny import tiny_package
+from transfusion.package.config import SamplingDefaults
+from transfusion.package.load import load_package
+from transfusion.sample.sampler import Sampler
+from transfusion.serve.batcher import Batcher, QueueFullError
+from transfusion.serve.config import EndpointConfig
+from transfusion.serve.guards import Guard, key_digests
+from transfusion.serve.http import make_app
+from transfusion.serve.service import Service
+
+IMAGES, COMPLETIONS = "/v1/images/generations", "/v1/completions"
+
+
+@pytest.fixture(scope="module")
+def sampler(tmp_path_factory: pytest.TempPathFactory) -> Sampler:
+    quick = SamplingDefaults(solver="dpm++", num_inference_steps=10)
+    return Sampler(load_package(tiny_package(tmp_path_factory.mktemp("tiny"), sampling=quick)))
+
+
+@pytest.fixture(scope="module")
+def client(sampler: Sampler) -> Iterator[TestClient]:
+    app = make_app(Service(sampler, EndpointConfig(max_tokens=50)))
+    with TestClient(app) as client:
+        yield client
+
+
+def picture(data: dict) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data["b64_json"]))))
+
+
+def test_a_prompt_becomes_pictures(client: TestClient) -> None:
+    answer = client.post(
+        IMAGES, json={"prompt": "a red circle", "n": 3, "size": "16x16", "seed": 7}
+    )
+    assert answer.status_code == 200
+    first, second, third = answer.json()["data"]
+    assert picture(first).shape == (16, 16, 3)
+    assert [one["seed"] for one in (first, second, third)] == [7, 8, 9]
+    assert (picture(first) != picture(second)).any()
+
+
+def test_a_seed_draws_the_same_picture_again(client: TestClient) -> None:
+    body = {"prompt": "a red circle", "seed": 3}
+    alone = client.post(IMAGES, json=body).json()["data"][0]
+    among = client.post(IMAGES, json={"prompt": "a red circle", "seed": 2, "n": 3}).json()["data"][
+        1
+    ]
+    difference = picture(alone).astype(int) - picture(among).astype(int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_extensions_are_taken_at_the_top_and_inside_extra_body(client: TestClient) -> None:
+    chosen = {"num_inference_steps": 12, "guidance_scale": 1.5, "seed": 5}
+    top = client.post(IMAGES, json={"prompt": "blue", **chosen})
+    nested = client.post(IMAGES, json={"prompt": "blue", "extra_body": chosen})
+    assert top.status_code == nested.status_code == 200
+    assert top.json()["data"] == nested.json()["data"]
+
+
+def test_text_goes_on(client: TestClient) -> None:
+    body = {"prompt": ["a red", "blue"], "max_tokens": 6, "n": 2, "temperature": 0}
+    answer = client.post(COMPLETIONS, json=body).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2, 3]
+    assert answer["choices"][0]["text"] == answer["choices"][1]["text"]
+    assert answer["usage"]["total_tokens"] == (
+        answer["usage"]["prompt_tokens"] + answer["usage"]["completion_tokens"]
+    )
+    echoed = client.post(COMPLETIONS, json=body | {"echo": True}).json()
+    assert echoed["choices"][0]["text"] == "a red" + answer["choices"][0]["text"]
+
+
+def test_text_ends_before_a_stop(client: TestClient) -> None:
+    body = {"prompt": "a red", "max_tokens": 8, "temperature": 0}
+    (whole,) = client.post(COMPLETIONS, json=body).json()["choices"]
+    assert len(whole["text"]) > 2
+    stop = whole["text"][1:3]
+    (cut,) = client.post(COMPLETIONS, json=body | {"stop": [stop]}).json()["choices"]
+    assert cut["text"] == whole["text"].split(stop)[0]
+    assert cut["finish_reason"] == "stop"
+
+
+BAD = [
+    (IMAGES, {}, "prompt"),
+    (IMAGES, {"prompt": ""}, "prompt"),
+    (IMAGES, {"prompt": "  \n"}, "prompt"),
+    (IMAGES, {"prompt": 3}, "prompt"),
+    (IMAGES, {"prompt": "\ud800"}, "prompt"),
+    (IMAGES, {"prompt": "blue " * 500}, "prompt"),
+    (IMAGES, {"prompt": "x", "size": "512x512"}, "size"),
+    (IMAGES, {"prompt": "x", "size": "big"}, "size"),
+    (IMAGES, {"prompt": "x", "n": 0}, "n"),
+    (IMAGES, {"prompt": "x", "n": 11}, "n"),
+    (IMAGES, {"prompt": "x", "n": True}, "n"),
+    (IMAGES, {"prompt": "x", "num_inference_steps": 9}, "num_inference_steps"),
+    (IMAGES, {"prompt": "x", "num_inference_steps": 251}, "num_inference_steps"),
+    (IMAGES, {"prompt": "x", "guidance_scale": 21}, "guidance_scale"),
+    (IMAGES, {"prompt": "x", "seed": -1}, "seed"),
+    (IMAGES, {"prompt": "x", "seed": 2**63}, "seed"),
+    (IMAGES, {"prompt": "x", "negative_prompt": "ugly"}, "negative_prompt"),
+    (IMAGES, {"prompt": "x", "response_format": "url"}, "response_format"),
+    (IMAGES, {"prompt": "x", "stream": True}, "stream"),
+    (IMAGES, {"prompt": "x", "surprise": 1}, "surprise"),
+    (IMAGES, {"prompt": "x", "extra_body": 3}, None),
+    (IMAGES, {"prompt": "x", "extra_body": {"surprise": 1}}, "surprise"),
+    (COMPLETIONS, {"prompt": ""}, "prompt"),
+    (COMPLETIONS, {"prompt": []}, None),
+    (COMPLETIONS, {"prompt": "x", "max_tokens": 51}, "max_tokens"),
+    (COMPLETIONS, {"prompt": "x" * 40, "max_tokens": 50}, "prompt"),
+    (COMPLETIONS, {"prompt": "x", "temperature": 3}, "temperature"),
+    (COMPLETIONS, {"prompt": "x", "top_p": 0}, "top_p"),
+    (COMPLETIONS, {"prompt": "x", "logprobs": 5}, "logprobs"),
+    (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 5}, None),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "param"), BAD, ids=lambda value: str(value)[:40])
+def test_a_bad_request_is_told_what_and_where(client, path, body, param) -> None:
+    answer = client.post(
+        path, content=json.dumps(body), headers={"content-type": "application/json"}
+    )
+    assert answer.status_code == 400, answer.text
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["type"] == "invalid_request_error"
+    if param is not None:
+        assert error["param"] == param
+        assert param in error["message"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"prompt": NaN}']
+)
+def test_no_body_breaks_the_server(client: TestClient, content: bytes) -> None:
+    for path in (IMAGES, COMPLETIONS):
+        answer = client.post(path, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400, answer.text
+        assert answer.json()["error"]["message"]
+    assert client.get("/health").json()["status"] == "ok"
+
+
+def test_infinite_guidance_is_refused(client: TestClient) -> None:
+    for number in ("NaN", "Infinity", "1e999"):
+        content = f'{{"prompt": "x", "guidance_scale": {number}}}'
+        answer = client.post(IMAGES, content=content, headers={"content-type": "application/json"})
+        assert answer.status_code == 400
+
+
+def test_models_are_listed_and_others_are_not_found(client: TestClient) -> None:
+    (model,) = client.get("/v1/models").json()["data"]
+    assert model["id"] == "tiny"
+    assert client.get("/v1/models/tiny").json()["id"] == "tiny"
+    answer = client.post(IMAGES, json={"prompt": "x", "model": "gpt-image-1"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "model_not_found"
+    missing = client.get("/v1/none")
+    assert missing.status_code == 404
+    assert missing.json()["error"]["type"] == "not_found_error"
+
+
+def test_a_bug_is_no_story_for_the_caller(sampler: Sampler, monkeypatch) -> None:
+    service = Service(sampler, EndpointConfig())
+    client = TestClient(make_app(service), raise_server_exceptions=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "sample", lambda *_, **__: 1 / 0)
+        answer = client.post(IMAGES, json={"prompt": "x"})
+        assert answer.status_code == 500
+        assert "division" not in answer.text
+    assert client.post(IMAGES, json={"prompt": "x"}).status_code == 200
+
+
+def test_keys_are_asked_for_where_there_are_keys(sampler: Sampler, monkeypatch) -> None:
+    monkeypatch.setenv("TRANSFUSION_API_KEYS", "one, two")
+    digests = key_digests()
+    assert not any("one" in digest for digest in digests)
+    client = TestClient(make_app(Service(sampler, EndpointConfig()), digests=digests))
+    for header, status in [
+        ({}, 401),
+        ({"Authorization": "Bearer three"}, 401),
+        ({"Authorization": "one"}, 401),
+        ({"Authorization": "Bearer one"}, 200),
+        ({"Authorization": "bearer two"}, 200),
+    ]:
+        assert client.get("/v1/models", headers=header).status_code == status
+    assert client.get("/health").status_code == 200
+
+
+def run_guarded(messages, *, headers=(), max_body_bytes=100, body_timeout_s=5.0):
+    """Sends messages through the guard to an app that reads all of them; what was read and what was answered."""
+    read, answered = [], []
+
+    async def app(scope, receive, send):
+        try:
+            while True:
+                message = await receive()
+                read.append(message["body"])
+                if not message["more_body"]:
+                    break
+        except Exception:
+            read.append("refused")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def receive():
+        if not messages:
+            await asyncio.sleep(60)
+        return {"type": "http.request", "body": messages.pop(0), "more_body": bool(messages)}
+
+    async def endless():
+        return {"type": "http.request", "body": messages[0], "more_body": True}
+
+    async def send(message):
+        answered.append(message)
+
+    scope = {"type": "http", "path": IMAGES, "headers": list(headers), "method": "POST"}
+    guard = Guard(app, max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s)
+    stream = endless if len(messages) == 1 else receive
+    asyncio.run(guard(scope, stream, send))
+    return read, answered[0]["status"]
+
+
+def test_a_long_body_is_refused_by_its_length_alone() -> None:
+    read, status = run_guarded([b"x", b"x"], headers=[(b"content-length", b"101")])
+    assert (read, status) == ([], 413)
+
+
+def test_a_body_without_length_is_refused_before_it_is_read_whole() -> None:
+    read, status = run_guarded([b"x" * 40])
+    assert status == 413
+    assert len(read) == 3  # two parts of 40, then the refusal
+
+
+def test_a_body_that_dawdles_is_given_up() -> None:
+    async def app(scope, receive, send):
+        try:
+            await receive()
+        except Exception:
+            await send({"type": "http.response.start", "status": 400, "headers": []})
+
+    async def never():
+        await asyncio.sleep(60)
+
+    answered = []
+
+    async def send(message):
+        answered.append(message)
+
+    scope = {"type": "http", "path": IMAGES, "headers": [], "method": "POST"}
+    asyncio.run(Guard(app, max_body_bytes=10, body_timeout_s=0.05)(scope, never, send))
+    assert answered[0]["status"] == 408
+
+
+class Slow:
+    """Stands for the sampler: answers when told to."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.batches: list[int] = []
+        self.given_up = 0
+
+    def __call__(self, requests, watch):
+        self.batches.append(len(requests))
+        while not self.go.wait(0.005):
+            try:
+                watch()
+            except Exception:
+                self.given_up += 1
+                raise
+        return list(requests)
+
+
+def image_request(sampler: Sampler, steps: int = 10):
+    from transfusion.sample.params import SamplingParams
+
+    params = SamplingParams(solver="dpm++", num_inference_steps=steps, modalities=("image",))
+    return sampler.request("blue", params)
+
+
+def test_what_waits_is_answered_together_and_in_kinds(sampler: Sampler) -> None:
+    async def scenario() -> list[int]:
+        slow = Slow()
+        batcher = Batcher(slow, max_batch_size=3, max_queued=100)
+        few, many = image_request(sampler), image_request(sampler, steps=20)
+        first = asyncio.create_task(batcher.submit([few]))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(batcher.submit([one])) for one in (few, many, few, few, few)]
+        await asyncio.sleep(0.05)
+        slow.go.set()
+        answers = await asyncio.gather(first, *others)
+        assert [len(answer) for answer in answers] == [1] * 6
+        assert answers[2] == [many]
+        return slow.batches
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 20)) == [1, 3, 1, 1]
+
+
+def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler) -> None:
+    async def scenario() -> None:
+        slow = Slow()
+        batcher = Batcher(slow, max_batch_size=1, max_queued=2)
+        request = image_request(sampler)
+        tasks = [asyncio.create_task(batcher.submit([request]))]
+        await asyncio.sleep(0.05)  # until the first is being answered
+        tasks += [asyncio.create_task(batcher.submit([request])) for _ in range(2)]
+        await asyncio.sleep(0.05)
+        with pytest.raises(QueueFullError):
+            await batcher.submit([request])
+        for task in tasks:
+            task.cancel()
+        await asyncio.sleep(0.1)
+        assert slow.given_up == 1
+        assert slow.batches == [1]
+        slow.go.set()
+        assert await batcher.submit([request]) == [request]
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away(
+    sampler: Sampler, monkeypatch
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr(sampler, "sample", lambda requests, watch: slow(requests, watch))
+    config = EndpointConfig(request_timeout_s=0.2, max_queued_samples=1, max_batch_size=1)
+    with TestClient(make_app(Service(sampler, config)), raise_server_exceptions=False) as client:
+        answers = []
+
+        def ask() -> None:
+            answers.append(client.post(IMAGES, json={"prompt": "x"}))
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        statuses = sorted(answer.status_code for answer in answers)
+        assert set(statuses) == {408, 429}
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        assert int(refused.headers["retry-after"]) > 0
+        assert client.get("/health").status_code == 200
+
+
+def test_the_block_of_a_job_listens_on_loopback_unless_told_otherwise() -> None:
+    assert EndpointConfig().host == "127.0.0.1"
+
+
+def test_reading_the_block_loads_neither_torch_nor_ray(repository: Path) -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, transfusion.serve.config; print({'torch', 'ray', 'fastapi'} & set(sys.modules))"
+    paths = [str(repository / "platform"), str(repository)]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {paths!r}; {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "set()"
