@@ -1,8 +1,7 @@
 """Documents that the mixture kept from training, read from its latents and tokens by content."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -10,6 +9,8 @@ from torch import Tensor
 
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.latents import LatentRow, latent_rows
+from transfusion.artifacts.mixture import read_mixture
+from transfusion.artifacts.pixels import PixelRow
 from transfusion.artifacts.shards import row_entries
 from transfusion.artifacts.tables import load_table
 from transfusion.artifacts.tokens import TokenRow, token_rows
@@ -29,12 +30,11 @@ class CaptionedImage:
 def held_out_images(mixture: Artifact, *, limit: int) -> list[CaptionedImage]:
     """Held-out documents of one image and some text, by source and shard, in order of their keys."""
     found: list[CaptionedImage] = []
-    fraction = mixture.manifest.config["held_out_fraction"]
-    for source in _sources(mixture).values():
-        if source["latents"] is None:
+    for source in read_mixture(mixture).sources.values():
+        if source.latents is None:
             continue
-        latents = mixture.input(source["latents"])
-        tokens = row_entries(mixture.input(source["tokens"]))
+        latents = mixture.input(source.latents)
+        tokens = row_entries(mixture.input(source.tokens))
         for shard, entry in row_entries(latents).items():
             if len(found) >= limit:
                 return found[:limit]
@@ -47,7 +47,7 @@ def held_out_images(mixture: Artifact, *, limit: int) -> list[CaptionedImage]:
                 if sorted(document.layout) != ["i", "t"] or document.key not in images:
                     continue
                 image = images[document.key]
-                if is_held_out(image.sha256, fraction):
+                if is_held_out(image.sha256, source.held_out_fraction):
                     found.append(
                         CaptionedImage(
                             document.key,
@@ -60,23 +60,22 @@ def held_out_images(mixture: Artifact, *, limit: int) -> list[CaptionedImage]:
 
 def text_documents(mixture: Artifact) -> Iterator[tuple[TokenRow, bool]]:
     """Every text-only document of the mixture, and whether it was held out."""
-    fraction = mixture.manifest.config["held_out_fraction"]
-    for source in _sources(mixture).values():
-        tokens = mixture.input(source["tokens"])
+    for source in read_mixture(mixture).sources.values():
+        tokens = mixture.input(source.tokens)
         for entry in row_entries(tokens).values():
             for document in token_rows(load_table(tokens.store, entry)):
                 if "i" not in document.layout:
-                    yield document, is_held_out(document.content, fraction)
+                    held = is_held_out(document.content, source.held_out_fraction)
+                    yield document, held
 
 
-def held_out_pixels_first(rows: list[Any], mixture: Artifact) -> list[Any]:
+def held_out_pixels_first(rows: Sequence[PixelRow], mixture: Artifact) -> list[PixelRow]:
     """Pixel rows, those that were held out before the others."""
-    fraction = mixture.manifest.config["held_out_fraction"]
+    fraction = max(
+        (s.held_out_fraction for s in read_mixture(mixture).sources.values() if s.latents),
+        default=0.0,
+    )
     return sorted(rows, key=lambda row: not is_held_out(row.sha256, fraction))
-
-
-def _sources(mixture: Artifact) -> Mapping[str, Mapping[str, Any]]:
-    return mixture.manifest.config["sources"]
 
 
 def _by_key(rows: list[LatentRow]) -> dict[str, LatentRow]:

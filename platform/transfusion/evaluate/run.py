@@ -30,6 +30,7 @@ from transfusion.evaluate.shapes.prompts import Prompt, make_prompts
 from transfusion.evaluate.shapes.score import caption_metrics, image_metrics, score, score_caption
 from transfusion.evaluate.shapes.words import read_caption
 from transfusion.evaluate.text import HeldOutText, Unigram, bits_per_byte
+from transfusion.evaluate.validation import validation_losses
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
 from transfusion.stage import Made, StageContext
@@ -101,6 +102,8 @@ def _run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageC
         judge_captions(evaluation, images[: config.num_captions])
     judge_autoencoder(evaluation)
     judge_text(evaluation)
+    with evaluation.timed("validation"):
+        evaluation.metrics |= validation_losses(package, mixture)
     metrics = evaluation.metrics
     context.log.info(", ".join(f"{name} {metrics[name]:.3f}" for name in sorted(metrics)))
     evaluation.write("metrics.json", metrics)

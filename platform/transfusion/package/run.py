@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.mixture import read_mixture
 from transfusion.artifacts.publish import publish_folder
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
@@ -51,14 +52,13 @@ def describe(
         ArtifactError: The inputs do not belong together.
     """
     trained = inputs["run"].manifest.config
-    planned, constants = inputs["mixture"].manifest.config, inputs["mixture"].metadata
+    planned = read_mixture(inputs["mixture"])
     model, faults = validate(ModelConfig, trained["model"], where="run: model")
-    layout, more = validate(SequenceLayout, planned["layout"], where="mixture: layout")
+    layout, more = validate(SequenceLayout, planned.layout, where="mixture: layout")
     if model is None or layout is None:
         raise ArtifactError("\n".join(faults + more))
     _check_belongs(inputs)
     num_pieces = int(inputs["tokenizer"].metadata["num_pieces"])
-    channels, height, width = (int(side) for side in constants["latent_shape"])
     special = SpecialIds.after(num_pieces)
     return PackageConfig(
         name=name,
@@ -66,11 +66,11 @@ def describe(
         num_pieces=num_pieces,
         special_ids={key: getattr(special, key) for key in ("pad", "bos", "eos", "boi", "eoi")},
         layout=layout,
-        sequence_length=int(planned["sequence_length"]),
-        latent_channels=channels,
-        latent_height=height,
-        latent_width=width,
-        image_size_px=height * int(inputs["autoencoder"].metadata["downsampling"]),
+        sequence_length=planned.sequence_length,
+        latent_channels=planned.latent_channels,
+        latent_height=planned.latent_height,
+        latent_width=planned.latent_width,
+        image_size_px=planned.latent_height * int(inputs["autoencoder"].metadata["downsampling"]),
         schedule=trained["objective"]["schedule"],
         num_timesteps=trained["objective"]["num_timesteps"],
         sampling=config.sampling,

@@ -1,6 +1,7 @@
 """Errors in the shape that OpenAI's clients read: {"error": {message, type, param, code}}."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -68,7 +69,7 @@ def install(app: FastAPI) -> None:
         return error_response(ApiError(500, "the server failed on this request; see its log"))
 
 
-def from_faults(faults: list[dict]) -> ApiError:
+def from_faults(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     """A 400 for what pydantic found: every fault in the message, the first one's field as `param`."""
     lines, param = [], None
     for fault in faults:
