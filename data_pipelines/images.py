@@ -1,77 +1,95 @@
-"""The images of a shard, one after the other: what the stages that look at pixels share."""
+"""The images of documents, decoded to squares: what the stages that look at pixels share."""
 
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipelines.decode import Reject as DecodeReject
+from data_pipelines.decode import Reject as Undecodable
 from data_pipelines.decode import center_crop_resize, decode_image
 from data_pipelines.documents import Document, Image, Rejected
 from data_pipelines.limits import DecodeLimits
-from data_pipelines.sources.source import Listing, ShardDescriptor
 from transfusion.artifacts.shards import Reject
 
 
-@dataclass(frozen=True, slots=True)
-class ImageOfDocument:
-    """An image where it stands, not yet decoded."""
+@dataclass(frozen=True, kw_only=True)
+class LoadedImage:
+    """One image of a document, as a square."""
 
     document: Document
-    index: int
-    """Among the images of its document."""
-    data: bytes
-
-    @property
-    def sha256(self) -> bytes:
-        """Of the source bytes."""
-        return hashlib.sha256(self.data).digest()
-
-    @property
-    def name(self) -> str:
-        """For the reject table."""
-        return self.document.key if self.index == 0 else f"{self.document.key}#{self.index}"
-
-
-@dataclass(frozen=True, slots=True)
-class Crop:
-    """A decoded square crop, and the size that it was cut from."""
-
-    pixels: UInt8[np.ndarray, "s s 3"]
+    image_index: int
+    sha256: bytes
+    """Of the source bytes."""
     original_height: int
     original_width: int
+    pixels: UInt8[np.ndarray, "h w 3"]
+
+    @property
+    def key(self) -> str:
+        """Key of its document."""
+        return self.document.key
 
 
-def images_of_shard(
-    listing: Listing, descriptor: ShardDescriptor
-) -> Iterator[ImageOfDocument | Reject | None]:
-    """Every image of a shard; a reject for what the source refused; None for a document without image.
+def load_images(
+    documents: Iterable[Document | Rejected],
+    *,
+    image_size_px: int,
+    limits: DecodeLimits,
+    num_threads: int,
+) -> Iterator[LoadedImage | Reject]:
+    """Every image of the documents in their order, or why there is none; a few are decoded ahead."""
 
-    A key that was seen before is refused: rows are joined by key.
-    """
-    keys: set[str] = set()
-    for document in listing.read(descriptor):
-        if isinstance(document, Rejected):
-            yield Reject(document.key, document.reason, document.detail)
-            continue
-        if document.key in keys:
-            yield Reject(document.key, "duplicate_key", "another row has the same key")
-            continue
-        keys.add(document.key)
-        images = [segment for segment in document.segments if isinstance(segment, Image)]
-        if not images:
-            yield None
-        for index, image in enumerate(images):
-            yield ImageOfDocument(document, index, image.data)
+    def jobs() -> Iterator[Callable[[], LoadedImage | Reject]]:
+        keys: set[str] = set()
+        for document in documents:
+            if isinstance(document, Rejected):
+                reason = Reject(document.key, document.reason, document.detail)
+            elif document.key in keys:
+                reason = Reject(document.key, "duplicate_key", "another row has the same key")
+            else:
+                keys.add(document.key)
+                images = [s for s in document.segments if isinstance(s, Image)]
+                for index, image in enumerate(images):
+                    yield partial(
+                        _load, document, index, image, image_size_px=image_size_px, limits=limits
+                    )
+                continue
+            yield partial(_keep, reason)
+
+    if num_threads == 1:
+        yield from (job() for job in jobs())
+        return
+    with ThreadPoolExecutor(num_threads) as threads:
+        ahead: deque[Future[LoadedImage | Reject]] = deque()
+        for job in jobs():
+            ahead.append(threads.submit(job))
+            if len(ahead) > 4 * num_threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
-def crop_image(image: ImageOfDocument, *, size_px: int, limits: DecodeLimits) -> Crop | Reject:
-    """Decodes an image to its centred square, or says why not."""
+def _keep(reject: Reject) -> Reject:
+    return reject
+
+
+def _load(
+    document: Document, index: int, image: Image, *, image_size_px: int, limits: DecodeLimits
+) -> LoadedImage | Reject:
     try:
         pixels = decode_image(image.data, limits)
-    except DecodeReject as reject:
-        return Reject(image.name, reject.reason, reject.detail)
-    height, width = pixels.shape[:2]
-    return Crop(center_crop_resize(pixels, size_px), height, width)
+    except Undecodable as reject:
+        return Reject(document.key, reject.reason, f"{image.name}: {reject.detail}")
+    return LoadedImage(
+        document=document,
+        image_index=index,
+        sha256=hashlib.sha256(image.data).digest(),
+        original_height=pixels.shape[0],
+        original_width=pixels.shape[1],
+        pixels=center_crop_resize(pixels, image_size_px),
+    )

@@ -91,3 +91,77 @@ def commit(
     path = manifest_path(uses, identity)
     store.write(path, canonical_json(manifest.model_dump(mode="json")).encode())
     return open_artifact(store, path, config)
+
+
+def make_autoencoder(root: Path) -> Artifact:
+    """An untrained autoencoder of 16 px to 8 x 4 x 4 or 32 px to 8 x 8 x 8, with made-up statistics."""
+    import torch
+
+    from transfusion.artifacts.publish import publish_folder
+    from transfusion.autoencoder.autoencoder import build_network, save_network
+    from transfusion.autoencoder.config import AutoencoderConfig
+    from transfusion.autoencoder.statistics import LatentStatistics
+
+    torch.manual_seed(0)
+    network = build_network(AutoencoderConfig(block_channels=(8, 8, 8)), sample_size_px=32)
+    folder = root.parent / f"{root.name}-autoencoder"
+    save_network(folder, config=network.config, weights=network.state_dict())
+    LatentStatistics(shift=(0.5,) * 8, scale=(2.0,) * 8, num_images=1).write(folder)
+    store = open_store(str(root))
+    uses = "transfusion.train.autoencoder"
+    identity = "a" * 64
+    files = publish_folder(store, f"{uses}/files", folder)
+    made = Made(files=files, metadata={"latent_channels": 8, "downsampling": 4})
+    return commit(store, uses, importlib.import_module(uses).STAGE, identity, {}, {}, made)
+
+
+def make_mixture(root: Path, num_images: int = 60, **changed: Any) -> Artifact:
+    """Drawn shapes and the language reference, all the way to a plan; no Ray."""
+    from data_pipelines.shards import in_process
+
+    images = make(
+        root,
+        "data_pipelines.sources.shapes",
+        {"num_images": num_images, "seed": 3, "images_per_shard": 25},
+    )
+    docs = make(root, "data_pipelines.sources.python_docs", {})
+    listings = {"images": images, "docs": docs}
+    tokenizer = make(
+        root, "data_pipelines.tokenizer", {"vocab_size": 400, "max_training_mib": 0.2}, listings
+    )
+    latents = make(
+        root,
+        "data_pipelines.encode_images",
+        {"image_size_px": 32, "micro_batch": 8},
+        {"images": images, "autoencoder": make_autoencoder(root)},
+        launch=in_process,
+    )
+    tokens = {
+        name: make(
+            root,
+            "data_pipelines.tokenize_text",
+            {},
+            {"documents": listing, "tokenizer": tokenizer},
+            launch=in_process,
+        )
+        for name, listing in listings.items()
+    }
+    config = {
+        "sources": {
+            "pairs": {"latents": "latents", "tokens": "captions"},
+            "prose": {"tokens": "prose", "held_out_fraction": 0.1},
+        },
+        "sequence_length": 256,
+        "sequences_per_micro_batch": 3,
+        "lanes": 2,
+        "num_steps": 6,
+        "seed": 0,
+        "held_out_fraction": 0.1,
+        "validation_micro_batches": 2,
+    }
+    return make(
+        root,
+        "data_pipelines.mix",
+        config | changed,
+        {"latents": latents, "captions": tokens["images"], "prose": tokens["docs"]},
+    )

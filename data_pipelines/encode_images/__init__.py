@@ -1,4 +1,4 @@
-"""Images to latents: each image's posterior, raw, in Parquet shards."""
+"""The images of a listing to latents."""
 
 from data_pipelines.encode_images.config import EncodeImagesConfig
 from transfusion.stage import Input, Stage
@@ -12,5 +12,5 @@ STAGE = Stage(
     output="latents",
     body="data_pipelines.encode_images.run:run",
     version=1,
-    summary="Every image's posterior, raw: latents belong to source and autoencoder, never to a mix.",
+    summary="The images of a listing to latents.",
 )

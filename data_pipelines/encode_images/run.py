@@ -1,24 +1,21 @@
-"""Encodes every image of a listing, a shard at a time: read, decode, encode and store, in one actor.
+"""Encodes every image of a listing, a shard at a time; keeps mean and standard deviation, not a sample."""
 
-The posterior's mean and standard deviation are kept, not a sample of it: training draws a new sample each
-epoch, and the constants that normalise latents belong to the autoencoder.
-"""
-
+import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from data_pipelines.encode_images.config import EncodeImagesConfig
-from data_pipelines.images import Crop, ImageOfDocument, crop_image, images_of_shard
+from data_pipelines.images import LoadedImage, load_images
 from data_pipelines.shards import Launch, ShardTask, on_ray, plan_tasks, run_shards
 from data_pipelines.sources.source import open_listing
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.latents import LATENTS_RAW, LatentRow, latents_table
+from transfusion.artifacts.latents import LATENTS_INDEX, LATENTS_RAW, LatentRow, latents_table
 from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
-from transfusion.artifacts.shards import REJECTS, ROWS, Reject, count_reasons, rejects_table
+from transfusion.artifacts.shards import INDEX, REJECTS, ROWS, Reject, count_reasons, rejects_table
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.stage import Made, StageContext
 from transfusion.storage.store import Store
@@ -31,26 +28,29 @@ def run(
     *,
     launch: Launch = on_ray,
 ) -> Made:
-    """The body of the stage.
-
-    Raises:
-        ArtifactError: The crop does not fit the autoencoder, or a shard failed.
-    """
+    """The body of the stage."""
     listing, folder = inputs["images"], inputs["autoencoder"]
     autoencoder = Autoencoder.load(folder.folder())
-    size = config.image_size_px
-    channels, height, width = autoencoder.latent_shape(size, size)
+    channels, height, width = autoencoder.latent_shape(config.image_size_px, config.image_size_px)
     tasks = plan_tasks(
         listing,
         version=context.version,
         config=config.identity(),
         upstream={"autoencoder": autoencoder.digest},
     )
+    pool = context.resources.pool
     done = run_shards(
         context,
         tasks=tasks,
         factory=functools.partial(
-            EncodeShard, listing, folder, config, store=context.store, pool=context.pool
+            EncodeShard,
+            listing,
+            folder,
+            config,
+            store=context.store,
+            pool=context.pool,
+            num_decode_threads=max(1, int(pool.cpus_per_actor)),
+            device="cuda" if pool.gpus_per_actor else "cpu",
         ),
         unit="images encoded",
         launch=launch,
@@ -60,87 +60,90 @@ def run(
             "latent_channels": channels,
             "latent_height": height,
             "latent_width": width,
-            "image_size_px": size,
+            "image_size_px": config.image_size_px,
+            "autoencoder": autoencoder.digest,
         }
     )
 
 
 class EncodeShard:
-    """Holds one autoencoder and encodes one shard at a time."""
+    """Holds one autoencoder; encodes one shard at a time, and of it only a micro-batch of pixels."""
 
     def __init__(
         self,
         listing: Artifact,
-        folder: Artifact,
+        autoencoder: Artifact,
         config: EncodeImagesConfig,
         *,
         store: Store,
         pool: str,
+        num_decode_threads: int,
+        device: str,
     ) -> None:
-        torch.set_num_threads(config.threads_per_actor)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self._autoencoder = Autoencoder.load(folder.folder(), device=self._device)
+        self._threads = config.threads_per_actor
         self._listing = open_listing(listing)
-        self._config = config
+        self._autoencoder = Autoencoder.load(autoencoder.folder(), device=device)
+        self._config, self._device = config, device
         self._pool = ShardPool(store, pool)
+        self._num_decode_threads = num_decode_threads
 
     def make(self, task: ShardTask) -> ShardRecord:
         """Columns out: those of `LATENTS_SCHEMA`."""
         rows: list[LatentRow] = []
         rejects: list[Reject] = []
-        waiting: list[tuple[ImageOfDocument, Crop]] = []
-        num_input = without = 0
-        for item in images_of_shard(self._listing, task.descriptor):
-            num_input += 1
-            if item is None:
-                without += 1
-                continue
-            if isinstance(item, Reject):
-                rejects.append(item)
-                continue
-            crop = crop_image(item, size_px=self._config.image_size_px, limits=self._config.limits)
-            if isinstance(crop, Reject):
-                rejects.append(crop)
-                continue
-            waiting.append((item, crop))
-            if len(waiting) == self._config.micro_batch:
+        waiting: list[LoadedImage] = []
+        with _threads(self._threads):
+            for image in load_images(
+                self._listing.read(task.descriptor),
+                image_size_px=self._config.image_size_px,
+                limits=self._config.limits,
+                num_threads=self._num_decode_threads,
+            ):
+                if isinstance(image, Reject):
+                    rejects.append(image)
+                    continue
+                waiting.append(image)
+                if len(waiting) == self._config.micro_batch:
+                    rows += self._encode(waiting)
+                    waiting = []
+            if waiting:
                 rows += self._encode(waiting)
-                waiting = []
-        if waiting:
-            rows += self._encode(waiting)
+        table = latents_table(rows)
         return self._pool.commit(
             task.key,
-            {ROWS: latents_table(rows), REJECTS: rejects_table(rejects)},
+            {ROWS: table, INDEX: table.select(LATENTS_INDEX), REJECTS: rejects_table(rejects)},
             outcomes=Outcomes(
-                input=num_input,
-                written=len(rows),
-                filtered={"no_image": without} if without else {},
-                rejected=count_reasons(rejects),
+                input=len(rows) + len(rejects), written=len(rows), rejected=count_reasons(rejects)
             ),
             raw_columns=LATENTS_RAW,
         )
 
-    def _encode(self, images: list[tuple[ImageOfDocument, Crop]]) -> list[LatentRow]:
-        """Encodes one micro-batch, padded to its fixed size with its last image."""
-        padding = self._config.micro_batch - len(images)
-        pixels = np.stack([crop.pixels for _, crop in images] + [images[-1][1].pixels] * padding)
-        bf16 = self._config.precision == "bf16"
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, torch.bfloat16, enabled=bf16),
-        ):
-            posterior = self._autoencoder.encode(torch.from_numpy(pixels))
-        mean = posterior.mean.to("cpu", torch.float16).numpy()
-        std = posterior.std.to("cpu", torch.float16).numpy()
-        return [
-            LatentRow(
-                key=image.document.key,
-                image_index=image.index,
-                mean=mean[i],
-                std=std[i],
-                original_height=crop.original_height,
-                original_width=crop.original_width,
+    def _encode(self, images: Sequence[LoadedImage]) -> Iterator[LatentRow]:
+        size = self._config.image_size_px
+        batch = np.zeros((self._config.micro_batch, size, size, 3), np.uint8)
+        for place, image in zip(batch, images, strict=False):
+            place[...] = image.pixels
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._config.precision == "bf16"):
+            posterior = self._autoencoder.encode(torch.from_numpy(batch))
+        means = posterior.mean.cpu().numpy().astype(np.float16)
+        stds = posterior.std.cpu().numpy().astype(np.float16)
+        for image, mean, std in zip(images, means, stds, strict=False):
+            yield LatentRow(
+                key=image.key,
+                image_index=image.image_index,
+                mean=mean,
+                std=std,
+                original_height=image.original_height,
+                original_width=image.original_width,
                 sha256=image.sha256,
             )
-            for i, (image, crop) in enumerate(images)
-        ]
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

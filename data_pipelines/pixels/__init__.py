@@ -1,4 +1,4 @@
-"""A bounded sample of a listing's images as decoded square crops."""
+"""Decoded images, to train an autoencoder on and to compare with."""
 
 from data_pipelines.pixels.config import PixelsConfig
 from transfusion.stage import Input, Stage
@@ -9,5 +9,5 @@ STAGE = Stage(
     output="pixels",
     body="data_pipelines.pixels.run:run",
     version=1,
-    summary="A sample of images as decoded crops: to train an autoencoder, to calibrate, to compare with.",
+    summary="Decoded images, to train an autoencoder on and to compare with.",
 )

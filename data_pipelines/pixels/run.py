@@ -1,10 +1,11 @@
-"""Decodes a sample of a listing's images, a shard at a time."""
+"""Decodes some images of a listing, evenly from its shards."""
 
 import functools
+import itertools
 from collections.abc import Mapping
 
 from data_pipelines.documents import Text
-from data_pipelines.images import ImageOfDocument, crop_image, images_of_shard
+from data_pipelines.images import LoadedImage, load_images
 from data_pipelines.pixels.config import PixelsConfig
 from data_pipelines.shards import Launch, ShardTask, on_ray, plan_tasks, run_shards
 from data_pipelines.sources.source import open_listing
@@ -16,6 +17,9 @@ from transfusion.artifacts.shards import REJECTS, ROWS, Reject, count_reasons, r
 from transfusion.stage import Made, StageContext
 from transfusion.storage.store import Store
 
+IMAGES_PER_SHARD = 64
+"""At least so many are taken from a shard: of a large listing, only some shards are read."""
+
 
 def run(
     config: PixelsConfig,
@@ -26,18 +30,31 @@ def run(
 ) -> Made:
     """The body of the stage."""
     listing = inputs["images"]
-    identity = config.identity()
-    identity.pop("max_shards", None)  # how many shards are taken does not change any of them
-    tasks = plan_tasks(listing, version=context.version, config=identity, upstream={})
-    # Ids are digests of identities: their order is a fair draw that growth elsewhere leaves alone.
-    picked = {
-        task.shard_id for task in sorted(tasks, key=lambda task: task.shard_id)[: config.max_shards]
-    }
+    num_shards = len(open_listing(listing).shards)
+    num_read = max(1, min(num_shards, config.max_images // IMAGES_PER_SHARD))
+    quota = -(-config.max_images // num_read)
+    tasks = plan_tasks(
+        listing,
+        version=context.version,
+        config={
+            "image_size_px": config.image_size_px,
+            "limits": config.limits.identity(),
+            "quota": quota,
+        },
+        upstream={},
+    )
+    chosen = [tasks[i * num_shards // num_read] for i in range(num_read)]
     done = run_shards(
         context,
-        tasks=[task for task in tasks if task.shard_id in picked],
+        tasks=chosen,
         factory=functools.partial(
-            DecodeShard, listing, config, store=context.store, pool=context.pool
+            DecodeShard,
+            listing,
+            config,
+            quota,
+            store=context.store,
+            pool=context.pool,
+            num_threads=max(1, int(context.resources.pool.cpus_per_actor)),
         ),
         unit="images decoded",
         launch=launch,
@@ -48,52 +65,52 @@ def run(
 class DecodeShard:
     """Decodes one shard at a time."""
 
-    def __init__(self, listing: Artifact, config: PixelsConfig, *, store: Store, pool: str) -> None:
+    def __init__(
+        self,
+        listing: Artifact,
+        config: PixelsConfig,
+        quota: int,
+        *,
+        store: Store,
+        pool: str,
+        num_threads: int,
+    ) -> None:
         self._listing = open_listing(listing)
-        self._config = config
+        self._config, self._quota, self._num_threads = config, quota, num_threads
         self._pool = ShardPool(store, pool)
 
     def make(self, task: ShardTask) -> ShardRecord:
         """Columns out: those of `PIXELS_SCHEMA`."""
-        found: list[tuple[bytes, ImageOfDocument]] = []
-        rejects: list[Reject] = []
-        num_input = without = 0
-        for item in images_of_shard(self._listing, task.descriptor):
-            num_input += 1
-            if item is None:
-                without += 1
-            elif isinstance(item, Reject):
-                rejects.append(item)
-            else:
-                found.append((item.sha256, item))
-        found.sort(key=lambda pair: (pair[0], pair[1].name))
-        picked = found[: self._config.max_images_per_shard]
         rows: list[PixelRow] = []
-        for sha256, image in picked:
-            crop = crop_image(image, size_px=self._config.image_size_px, limits=self._config.limits)
-            if isinstance(crop, Reject):
-                rejects.append(crop)
-                continue
-            texts = [s.text for s in image.document.segments if isinstance(s, Text)]
-            rows.append(
-                PixelRow(
-                    key=image.document.key,
-                    image_index=image.index,
-                    sha256=sha256,
-                    caption=" ".join(texts),
-                    metadata=image.document.metadata,
-                    pixels=crop.pixels,
-                )
-            )
-        filtered = {"no_image": without, "not_sampled": len(found) - len(picked)}
+        rejects: list[Reject] = []
+        images = load_images(
+            self._listing.read(task.descriptor),
+            image_size_px=self._config.image_size_px,
+            limits=self._config.limits,
+            num_threads=self._num_threads,
+        )
+        for image in itertools.islice(images, self._quota):
+            if isinstance(image, Reject):
+                rejects.append(image)
+            else:
+                rows.append(_row(image))
         return self._pool.commit(
             task.key,
             {ROWS: pixels_table(rows), REJECTS: rejects_table(rejects)},
             outcomes=Outcomes(
-                input=num_input,
-                written=len(rows),
-                filtered={reason: count for reason, count in filtered.items() if count},
-                rejected=count_reasons(rejects),
+                input=len(rows) + len(rejects), written=len(rows), rejected=count_reasons(rejects)
             ),
             raw_columns=PIXELS_RAW,
         )
+
+
+def _row(image: LoadedImage) -> PixelRow:
+    texts = [s.text for s in image.document.segments if isinstance(s, Text)]
+    return PixelRow(
+        key=image.key,
+        image_index=image.image_index,
+        sha256=image.sha256,
+        caption=" ".join(texts),
+        metadata=image.document.metadata,
+        pixels=image.pixels,
+    )

@@ -14,8 +14,8 @@ from data_pipelines.tokenize_text.config import TokenizeTextConfig
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
-from transfusion.artifacts.shards import REJECTS, ROWS, Reject, count_reasons, rejects_table
-from transfusion.artifacts.tokens import TOKENS_RAW, TokenRow, tokens_table
+from transfusion.artifacts.shards import INDEX, REJECTS, ROWS, Reject, count_reasons, rejects_table
+from transfusion.artifacts.tokens import TOKENS_INDEX, TOKENS_RAW, TokenRow, tokens_table
 from transfusion.stage import Made, StageContext
 from transfusion.storage.store import Store
 from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
@@ -74,9 +74,14 @@ class TokenizeShard:
             else:
                 keys.add(document.key)
                 rows.append(tokenize(document, self._tokenizer))
+        table = tokens_table(rows)
         return self._pool.commit(
             task.key,
-            {ROWS: tokens_table(rows), REJECTS: rejects_table(rejects)},
+            {
+                ROWS: table,
+                INDEX: table.select(TOKENS_INDEX),
+                REJECTS: rejects_table(rejects),
+            },
             outcomes=Outcomes(
                 input=len(rows) + len(rejects), written=len(rows), rejected=count_reasons(rejects)
             ),

@@ -25,6 +25,8 @@ LATENTS_SCHEMA = pa.schema(
     ]
 )
 LATENTS_RAW = ("mean", "std", "sha256")
+LATENTS_INDEX = ("key", "image_index", "sha256")
+"""The columns from which a mixture is planned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

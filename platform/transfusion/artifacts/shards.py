@@ -1,7 +1,8 @@
 """What every kind that is made of shards has in common: names of its files, and the table of rejects.
 
-A shard is two files, `<shard id>/rows` and `<shard id>/rejects`. The id belongs to the shard of the listing,
-so shards of one listing carry the same names in `pixels`, `latents` and `tokens`.
+A shard is the files `<shard id>/rows`, `<shard id>/rejects` and, where a mixture is planned from it,
+`<shard id>/index`: the columns that a plan needs, so that planning reads no latents. The id belongs to the
+shard of the listing, so shards of one listing carry the same names in `pixels`, `latents` and `tokens`.
 """
 
 from collections import Counter
@@ -15,6 +16,7 @@ from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.tables import load_table
 
 ROWS = "rows"
+INDEX = "index"
 REJECTS = "rejects"
 
 REJECTS_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("detail", pa.string())])
@@ -52,6 +54,11 @@ def _plain(text: str) -> str:
 def row_entries(artifact: Artifact) -> dict[str, FileEntry]:
     """The files with rows by shard id, in the order of the listing."""
     return _entries(artifact, ROWS)
+
+
+def index_entries(artifact: Artifact) -> dict[str, FileEntry]:
+    """The files that a plan is made from by shard id, in the order of the listing."""
+    return _entries(artifact, INDEX)
 
 
 def read_rejects(artifact: Artifact) -> pa.Table:

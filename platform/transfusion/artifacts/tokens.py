@@ -21,6 +21,8 @@ TOKENS_SCHEMA = pa.schema(
     ]
 )
 TOKENS_RAW = ("ids", "content")
+TOKENS_INDEX = ("key", "layout", "lengths", "content")
+"""The columns from which a mixture is planned."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,0 +1,160 @@
+"""Kind `mixture`: the plan of a run. Which pieces of which documents are in which sequence; no data.
+
+Files `train/<lane>/<block>` and `validation`: one row a sequence, in the order step, slot; a sequence is its
+references, 16 bytes each. Extending a run adds blocks and leaves the earlier ones as they were.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Bool, Int64, UInt64
+from pydantic import BaseModel, ConfigDict
+
+from transfusion.artifacts.artifact import Artifact
+
+SEQUENCES_SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("slot", pa.int16()),
+        ("references", pa.binary()),  # pairs of uint64, little-endian; see `References`
+    ]
+)
+VALIDATION = "validation"
+
+MAX_SHARDS, MAX_LENGTH, MAX_START = 2**24, 2**20, 2**28
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class MixtureSource(_Record):
+    """One source of the mixture."""
+
+    tokens: str
+    """Role of its tokens among the mixture's inputs."""
+    latents: str | None
+    first_shard: int
+    """Its shards are numbered from here, in the order of its listing."""
+    weight: float
+    """Share of the positions that it was to have."""
+    held_out_fraction: float
+
+
+class Mixture(_Record):
+    """Constants of a plan: what a reader, a model and an evaluation need to know of it."""
+
+    sequence_length: int
+    sequences_per_micro_batch: int
+    lanes: int
+    steps: int
+    steps_per_block: int
+    image_slots: int
+    text_rows: int
+    latent_channels: int
+    latent_height: int
+    latent_width: int
+    num_pieces: int
+    layout: dict[str, Any]
+    """A `SequenceLayout`, resolved."""
+    caption_drop: float
+    seed: int
+    validation_micro_batches: int
+    sources: dict[str, MixtureSource]
+    statistics: dict[str, dict[str, float]]
+    """For each source: documents, held out, positions, caption, prose and patch tokens, epochs."""
+
+
+def read_mixture(artifact: Artifact) -> Mixture:
+    """The constants of a plan."""
+    return Mixture.model_validate(artifact.metadata)
+
+
+def block_name(lane: int, block: int) -> str:
+    """The file with `steps_per_block` steps of a lane."""
+    return f"train/{lane:05d}/{block:06d}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class References:
+    """Pieces of documents, column by column.
+
+    A reference is two words:
+
+        shard : 24   row : 40
+        epoch : 15   image first : 1   length : 20   start : 28
+    """
+
+    shard: Int64[np.ndarray, " r"]
+    row: Int64[np.ndarray, " r"]
+    start: Int64[np.ndarray, " r"]
+    """First position of the document in this piece."""
+    length: Int64[np.ndarray, " r"]
+    image_first: Bool[np.ndarray, " r"]
+    """For a caption pair, which of the two comes first; of no meaning for others."""
+    epoch: Int64[np.ndarray, " r"]
+
+    def to_words(self) -> UInt64[np.ndarray, "r 2"]:
+        """Sixteen bytes a reference."""
+        shard, row, start, length, image_first, epoch = (
+            values.astype(np.uint64)
+            for values in (
+                self.shard,
+                self.row,
+                self.start,
+                self.length,
+                self.image_first,
+                # A document drawn 32,768 times gives its draws again.
+                self.epoch & 0x7FFF,
+            )
+        )
+        where = shard << np.uint64(40) | row
+        what = (
+            epoch << np.uint64(49) | image_first << np.uint64(48) | length << np.uint64(28) | start
+        )
+        return np.stack([where, what], axis=1)
+
+    @classmethod
+    def from_words(cls, words: UInt64[np.ndarray, "r 2"]) -> "References":
+        """The inverse of `to_words`."""
+
+        def bits(column: int, first: int, count: int) -> Int64[np.ndarray, " r"]:
+            mask = np.uint64((1 << count) - 1)
+            return ((words[:, column] >> np.uint64(first)) & mask).astype(np.int64)
+
+        return cls(
+            shard=bits(0, 40, 24),
+            row=bits(0, 0, 40),
+            start=bits(1, 0, 28),
+            length=bits(1, 28, 20),
+            image_first=bits(1, 48, 1).astype(bool),
+            epoch=bits(1, 49, 15),
+        )
+
+
+def sequences_table(
+    words: UInt64[np.ndarray, "r 2"],
+    *,
+    counts: Int64[np.ndarray, " s"],
+    first_step: int,
+    sequences_per_step: int,
+) -> pa.Table:
+    """A table of sequences from the references of all of them, `counts` in each."""
+    offsets = np.concatenate([[0], np.cumsum(counts)]) * 16
+    # 2 GiB of references in a file would be 130 million: blocks are far smaller.
+    references = pa.Array.from_buffers(
+        pa.binary(),
+        len(counts),
+        [None, pa.py_buffer(offsets.astype("<i4")), pa.py_buffer(words.astype("<u8").tobytes())],
+    )
+    index = np.arange(len(counts))
+    return pa.table(
+        {
+            "step": pa.array(first_step + index // sequences_per_step, pa.int64()),
+            "slot": pa.array(index % sequences_per_step, pa.int16()),
+            "references": references,
+        },
+        schema=SEQUENCES_SCHEMA,
+    )

@@ -1,0 +1,115 @@
+"""What a plan needs to know of the documents of a shard, from the index tables of its tokens and latents.
+
+Axes: d = documents, in the order of the tokens' rows.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import Bool, Int32, UInt8, UInt64
+
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.manifest import FileEntry
+from transfusion.artifacts.shards import index_entries
+from transfusion.artifacts.tables import load_table
+from transfusion.errors import ArtifactError
+from transfusion.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """The documents of one shard."""
+
+    keys: pa.ChunkedArray
+    text_tokens: Int32[np.ndarray, " d"]
+    images: Int32[np.ndarray, " d"]
+    first_image: Int32[np.ndarray, " d"]
+    """Row of its first image among the latents; -1 where there is none, or where one is missing."""
+    is_pair: Bool[np.ndarray, " d"]
+    """One text and one image, whose order is drawn."""
+    content: UInt8[np.ndarray, "d 32"]
+    """sha256 of the first image, else of the text: by it documents are held out."""
+    identity: UInt64[np.ndarray, " d"]
+    """Follows from text and image: what a document's draws depend on, wherever it lies."""
+
+
+def read_shard_index(store: Store, tokens: FileEntry, latents: FileEntry | None) -> ShardIndex:
+    """Joins the tokens of a shard with its latents by key."""
+    table = load_table(store, tokens)
+    images = pc.count_substring(table["layout"], "i").to_numpy().astype(np.int32)
+    content = _digests(table["content"])
+    identity = np.ascontiguousarray(content[:, :8]).view("<u8")[:, 0].copy()
+    first_image = np.full(table.num_rows, -1, np.int32)
+    if latents is not None:
+        found = load_table(store, latents)
+        first_image = _first_images(table["key"], images, found["key"])
+        if len(found):
+            digests = _digests(found["sha256"])
+            has_image = first_image >= 0
+            of_image = digests[first_image[has_image]]
+            content[has_image] = of_image
+            words = np.ascontiguousarray(of_image[:, 8:16]).view("<u8")[:, 0]
+            identity[has_image] ^= words
+    return ShardIndex(
+        keys=table["key"],
+        text_tokens=_sums(table["lengths"]),
+        images=images,
+        first_image=first_image,
+        is_pair=pc.is_in(table["layout"], pa.array(["ti", "it"])).to_numpy().astype(bool),
+        content=content,
+        identity=identity,
+    )
+
+
+def shard_entries(
+    tokens: Artifact, latents: Artifact | None
+) -> list[tuple[FileEntry, FileEntry | None]]:
+    """Index files of tokens and latents, shard by shard.
+
+    Raises:
+        ArtifactError: The two were not made from the same listing.
+    """
+    token_entries = index_entries(tokens)
+    if latents is None:
+        return [(entry, None) for entry in token_entries.values()]
+    latent_entries = index_entries(latents)
+    missing = sorted(token_entries.keys() - latent_entries.keys())
+    if missing:
+        raise ArtifactError(
+            f"{tokens.store.url(tokens.path)} and {latents.store.url(latents.path)}: "
+            f"{len(missing)} shards of the tokens have no latents; make both from the same listing"
+        )
+    return [(entry, latent_entries[shard_id]) for shard_id, entry in token_entries.items()]
+
+
+def _first_images(
+    keys: pa.ChunkedArray, images: Int32[np.ndarray, " d"], latent_keys: pa.ChunkedArray
+) -> Int32[np.ndarray, " d"]:
+    """Row of each document's first latent; -1 unless all its images are there."""
+    encoded = latent_keys.combine_chunks().dictionary_encode()
+    codes = encoded.indices.to_numpy()
+    # Rows are sorted by key, so those of a document are side by side.
+    distinct, first, counts = np.unique(codes, return_index=True, return_counts=True)
+    if not len(distinct):
+        return np.full(len(keys), -1, np.int32)
+    place = pc.index_in(keys, encoded.dictionary).combine_chunks()
+    found = place.fill_null(-1).to_numpy()
+    complete = (found >= 0) & (images > 0) & (counts[found] == images)
+    return np.where(complete, first[found], -1).astype(np.int32)
+
+
+def _digests(column: pa.ChunkedArray) -> UInt8[np.ndarray, "d 32"]:
+    if not len(column):
+        return np.zeros((0, 32), np.uint8)
+    array = column.combine_chunks()
+    data = np.frombuffer(array.buffers()[1], np.uint8)
+    return data.reshape(-1, 32)[array.offset : array.offset + len(array)].copy()
+
+
+def _sums(lists: pa.ChunkedArray) -> Int32[np.ndarray, " d"]:
+    array = lists.combine_chunks()
+    totals = np.concatenate([[0], np.cumsum(array.values.to_numpy(), dtype=np.int64)])
+    offsets = array.offsets.to_numpy()
+    return (totals[offsets[1:]] - totals[offsets[:-1]]).astype(np.int32)
