@@ -7,6 +7,7 @@ those of a micro-batch or a rank, so that any number of workers up to the lanes 
 import math
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -89,6 +90,9 @@ class TransformerTrainee:
             config.objective.schedule, config.objective.num_timesteps
         ).to(device)
         self._suspects: list[int] = []
+        # One thread touches the source: it reads the next step's batches while this one is computed.
+        self._reading = ThreadPoolExecutor(1, thread_name_prefix="ingest")
+        self._ahead: dict[int, Future[list[PackedBatch]]] = {}
 
     def forward_backward(self, step: int) -> StepResult:
         """Gradients of LM + weight x diffusion of global batch `step`."""
@@ -96,10 +100,7 @@ class TransformerTrainee:
         owned = lanes_of(
             dist.get_rank(), world_size=dist.get_world_size(), lanes=self._source.lanes
         )
-        batches = [
-            self._source.zero_batch() if lane is None else self._source.micro_batch(step, lane)
-            for lane in owned
-        ]
+        batches = self._take(step, owned)
         waited = time.perf_counter() - began
         counts = all_sum(
             {
@@ -146,7 +147,8 @@ class TransformerTrainee:
         with torch.no_grad():
             for index in lanes_of(dist.get_rank(), world_size=dist.get_world_size(), lanes=count):
                 # A rank that has none left runs the first again, unweighted: forwards are collectives.
-                sums = self._forward(self._source.validation(index or 0))
+                batch = self._reading.submit(self._source.validation, index or 0).result()
+                sums = self._forward(batch)
                 if index is not None:
                     total["lm"] += sums.lm_sum.item()
                     total["diffusion"] += sums.diffusion_sum.item()
@@ -162,7 +164,7 @@ class TransformerTrainee:
         lanes = sorted({lane for part in everyone for lane in part})
         told = []
         for lane in lanes or range(self._source.lanes):
-            ids = list(self._source.document_ids(step, lane))
+            ids = list(self._reading.submit(self._source.document_ids, step, lane).result())
             more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
             told.append(f"lane {lane}: {', '.join(ids[:8])}{more}")
         return "; ".join(told[:4]) + (f"; and {len(told) - 4} lanes more" if len(told) > 4 else "")
@@ -180,6 +182,24 @@ class TransformerTrainee:
                 tensors = {key: tensor.contiguous() for key, tensor in whole.items()}
                 save_file(tensors, folder / name, metadata={"format": "pt"})
         return Written(metadata={"num_parameters": self.num_parameters}, metrics={})
+
+    def _take(self, step: int, owned: Sequence[int | None]) -> list[PackedBatch]:
+        """This rank's batches of a step; asks for those of the next."""
+
+        def read(wanted: int) -> list[PackedBatch]:
+            return [
+                self._source.zero_batch()
+                if lane is None
+                else self._source.micro_batch(wanted, lane)
+                for lane in owned
+            ]
+
+        now = self._ahead.pop(step, None) or self._reading.submit(read, step)
+        self._ahead.clear()
+        batches = now.result()
+        if step + 1 < self.config.steps:
+            self._ahead[step + 1] = self._reading.submit(read, step + 1)
+        return batches
 
     def _forward(self, batch: PackedBatch) -> LossSums:
         there = batch.to(self._device, non_blocking=True)

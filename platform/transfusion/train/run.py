@@ -1,0 +1,76 @@
+"""Body of the stage, and what its workers build."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.mixture import Mixture, read_mixture
+from transfusion.errors import ArtifactError
+from transfusion.ingest.reader import MixtureReader
+from transfusion.sequence.special import SpecialIds
+from transfusion.stage import Made, StageContext
+from transfusion.train.config import TrainConfig
+from transfusion.train.step import TransformerTrainee
+from transfusion.train.worker import train_on_ray
+
+
+def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
+    """Trains on the mixture."""
+    plan = read_mixture(inputs["mixture"])
+    check_plan(config, plan)
+    workers = context.resources.train.num_workers
+    if workers > plan.lanes:
+        raise ArtifactError(
+            f"{context.name}: {workers} workers for a plan of {plan.lanes} lanes: the rest would idle; set "
+            f"train.num_workers in the profile to at most {plan.lanes}, or raise the mixture's lanes"
+        )
+    outcome = train_on_ray(
+        "transfusion.train.run:build", config.resolved(), inputs, context, steps=config.steps
+    )
+    return Made(
+        files=outcome.files,
+        metadata=outcome.metadata,
+        metrics=outcome.metrics,
+        timings=outcome.timings,
+    )
+
+
+def check_plan(config: TrainConfig, plan: Mixture) -> None:
+    """Whether this model can be trained on this plan.
+
+    Raises:
+        ArtifactError: Every reason why not.
+    """
+    faults = []
+    if config.steps > plan.steps:
+        faults.append(
+            f"steps is {config.steps} but the mixture plans {plan.steps}: raise the mixture's steps (what "
+            "is planned already stays as it is), or lower these"
+        )
+    patch_size = plan.layout["patch_size"]
+    if config.model.patch_size != patch_size:
+        faults.append(
+            f"model.patch_size is {config.model.patch_size} but the mixture was packed for {patch_size}: "
+            "they must be equal"
+        )
+    if faults:
+        raise ArtifactError("\n".join(f"train: {fault}" for fault in faults))
+
+
+def build(
+    config: Mapping[str, Any], inputs: Mapping[str, Artifact], device: torch.device
+) -> TransformerTrainee:
+    """What a training worker calls."""
+    checked = TrainConfig.model_validate_json(json.dumps(config))
+    plan = read_mixture(inputs["mixture"])
+    reader = MixtureReader(inputs["mixture"], seed=checked.seed, objective=checked.objective)
+    return TransformerTrainee(
+        checked,
+        reader,
+        vocab_size=SpecialIds.after(plan.num_pieces).vocab_size,
+        latent_channels=plan.latent_channels,
+        device=device,
+    )
