@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +34,12 @@ class Outcome:
 
 
 def run_job(
-    job: Path, overrides: list[str], *, kill_after_s: float | None, driver_only: bool
+    job: Path,
+    overrides: list[str],
+    *,
+    kill_after_s: float | None,
+    driver_only: bool,
+    environment: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Runs the job; kills it after that time unless it has ended by then."""
     mark = uuid.uuid4().hex
@@ -42,7 +48,7 @@ def run_job(
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command,
-            env=os.environ | {MARK: mark},
+            env={**(environment or os.environ), MARK: mark},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -79,10 +85,14 @@ def kill_marked(mark: str) -> None:
         time.sleep(0.05)
 
 
-def digests(job: Path, overrides: list[str]) -> dict[str, dict[str, object]]:
+def digests(
+    job: Path, overrides: list[str], *, environment: Mapping[str, str] | None = None
+) -> dict[str, dict[str, object]]:
     """Status, digest and outcomes of every stage, as `transfusion show --json` tells them."""
     command = [sys.executable, "-m", "transfusion.cli", "show", str(job), "--json", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=dict(environment or os.environ)
+    )
     stages = json.loads(done.stdout)["stages"]
     return {
         name: {key: stage.get(key) for key in ("status", "fingerprint", "digest", "outcomes")}

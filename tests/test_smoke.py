@@ -1,0 +1,177 @@
+"""The main job runs, always: raw images and text to a packaged, scored and reported model.
+
+One run of `jobs/smoke.yaml` on local disk serves most promises here; a second on a real S3 server and a third
+that is killed half-way must come to the same content.
+"""
+
+import base64
+import io
+import json
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests import chaos
+from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.shards import read_rejects
+from transfusion.runner.run import StageResult, run_job
+from transfusion.runner.show import job_status, model_folder
+from transfusion.spec.job import read_job
+from transfusion.spec.plan import plan_job
+from transfusion.stage import Resources
+from transfusion.storage.store import open_store
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SMOKE = Path(__file__).parents[1] / "jobs" / "smoke.yaml"
+LOG = logging.getLogger("tests")
+
+
+def run(*overrides: str) -> dict[str, StageResult]:
+    results = run_job(read_job(SMOKE, overrides), resources=Resources(), log=LOG)
+    return {result.planned.stage.name: result for result in results}
+
+
+def digests(results: dict[str, StageResult]) -> dict[str, str]:
+    return {name: result.artifact.manifest.digest for name, result in results.items()}
+
+
+@pytest.fixture(scope="module")
+def smoke(
+    ray_cluster: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict[str, StageResult]]:
+    store = str(tmp_path_factory.mktemp("smoke"))
+    return f"store={store}", run(f"store={store}")
+
+
+def artifact(smoke: tuple[str, dict[str, StageResult]], name: str) -> Artifact:
+    return smoke[1][name].artifact
+
+
+def test_every_stage_makes_its_artifact_and_every_row_is_accounted_for(smoke) -> None:
+    assert all(result.ran for result in smoke[1].values())
+    for result in smoke[1].values():
+        outcomes = result.artifact.manifest.content.outcomes
+        if outcomes is not None:
+            outcomes.check(result.planned.stage.name)
+    assert artifact(smoke, "latents").manifest.content.outcomes.written == 256
+    assert read_rejects(artifact(smoke, "latents")).num_rows == 0
+
+
+def test_a_second_run_finds_everything(smoke) -> None:
+    assert not any(result.ran for result in run(smoke[0]).values())
+
+
+def test_a_new_mix_encodes_and_tokenizes_nothing(smoke, caplog: pytest.LogCaptureFixture) -> None:
+    override = "stages.mixture.config.sources.prose.weight=3.0"
+    job = read_job(SMOKE, [smoke[0], override])
+    plan = {item.stage.name: item for item in plan_job(job, open_store(job.file.store))}
+    cached = {name for name, item in plan.items() if item.status == "cached"}
+    assert cached == {
+        "images",
+        "prose",
+        "pixels",
+        "autoencoder",
+        "latents",
+        "tokenizer",
+        "captions",
+        "tokens",
+    }
+    assert plan["mixture"].status == "changed"
+    assert plan["mixture"].reasons == ("config.sources.prose.weight 1.0 -> 3.0",)
+
+
+def test_the_report_is_one_file_that_needs_no_other(smoke) -> None:
+    page = artifact(smoke, "report").read("report.html").decode()
+    assert "smoke" in page
+    assert "<script src" not in page
+    assert "http://" not in page.replace("http://www.w3.org/", "")
+
+
+def test_show_tells_status_and_metrics_as_json(smoke) -> None:
+    stages = json.loads(json.dumps(job_status(SMOKE, [smoke[0]])))["stages"]
+    assert {stage["status"] for stage in stages.values()} == {"cached"}
+    metrics = stages["evaluation"]["metrics"]
+    for name in ("single_object.color_accuracy", "single_object.color_shape_accuracy", "caption.color_accuracy",
+                 "autoencoder.psnr_db", "text.bits_per_byte"):  # fmt: skip
+        assert name in metrics
+
+
+def test_the_package_draws_the_same_picture_for_the_same_seed(smoke, tmp_path: Path) -> None:
+    from transfusion.sample.command import sample_to_files
+    from transfusion.sample.params import SamplingParams
+
+    folder = model_folder(SMOKE, [smoke[0]])
+    params = SamplingParams(num_inference_steps=10, solver="dpm++", seed=5)
+    for name in ("one", "two"):
+        sample_to_files(
+            folder, prompt="a red circle", image=None, out_dir=tmp_path / name, params=params
+        )
+    first, second = (
+        [file.read_bytes() for file in sorted((tmp_path / name).glob("*.png"))]
+        for name in ("one", "two")
+    )
+    assert first == second
+    assert [Image.open(io.BytesIO(data)).size for data in first] == [(32, 32)]
+
+
+@pytest.fixture(scope="module")
+def endpoint(smoke) -> Iterator[str]:
+    from tests.s3 import free_port
+    from transfusion.serve.app import AppArgs, start_endpoint, stop_endpoint
+    from transfusion.serve.config import EndpointConfig
+
+    args = AppArgs(
+        model=str(model_folder(SMOKE, [smoke[0]])), endpoint=EndpointConfig(port=free_port())
+    )
+    yield start_endpoint(args)
+    stop_endpoint()
+
+
+def test_the_openai_client_gets_an_image_and_a_completion(endpoint: str) -> None:
+    import openai
+
+    client = openai.OpenAI(base_url=f"{endpoint}/v1", api_key="none", max_retries=0)
+    image = client.images.generate(
+        prompt="a red circle",
+        size="32x32",
+        response_format="b64_json",
+        extra_body={"num_inference_steps": 50},
+    )
+    assert Image.open(io.BytesIO(base64.b64decode(image.data[0].b64_json or ""))).size == (32, 32)
+    completion = client.completions.create(
+        model=client.models.list().data[0].id, prompt="The", max_tokens=4
+    )
+    assert completion.choices[0].finish_reason in {"length", "stop"}
+    with pytest.raises(openai.BadRequestError, match="size"):
+        client.images.generate(prompt="a red circle", size="31x31")  # type: ignore[arg-type]
+
+
+def test_on_s3_the_content_is_the_same_as_on_disk(
+    smoke, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh Ray: workers inherit the variables that reach the server when they are started."""
+    overrides = ["store=s3://bucket/smoke"]
+    code = os.environ | s3_environment
+    reference = digests(smoke[1])
+    outcome = chaos.run_job(
+        SMOKE, overrides, kill_after_s=None, driver_only=False, environment=code
+    )
+    assert outcome.finished
+    found = chaos.digests(SMOKE, overrides, environment=code)
+    assert {name: stage["digest"] for name, stage in found.items()} == reference
+
+
+def test_a_job_killed_half_way_comes_to_the_same_content(smoke, tmp_path: Path) -> None:
+    overrides = [f"store={tmp_path}"]
+    # After the autoencoder began and before the transformer ended, on a machine of any speed.
+    moment = sum(smoke[1][name].seconds for name in ("pixels", "autoencoder", "latents")) + 6
+    killed = chaos.run_job(SMOKE, overrides, kill_after_s=moment, driver_only=False)
+    assert not killed.finished
+    assert chaos.run_job(SMOKE, overrides, kill_after_s=None, driver_only=False).finished
+    found = {name: stage["digest"] for name, stage in chaos.digests(SMOKE, overrides).items()}
+    assert found == digests(smoke[1])
