@@ -6,6 +6,7 @@ adds a weight leaves the others as they were.
 
 import hashlib
 import math
+import re
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 STD = 0.02
 """Of matrices and embeddings; output matrices of blocks get it over sqrt(2 depth)."""
 
-_NOISE_OUT = ("up.project.weight", "up.conv_out.weight")
+_START_SMALL = re.compile(r"up\.(project|conv_out)\.weight|(down|up)\.levels\..*\.conv_out\.weight")
+"""The last matrix before the noise, and of each residual block: the U-Net starts near the identity.
+Blocks at full scale cost a seventh of the loss after 200 steps."""
 
 
 @torch.no_grad()
@@ -41,5 +44,5 @@ def _std(name: str, shape: torch.Size, depth: int) -> float:
     if name.startswith(("down.", "up.")):
         # Adapters take their scale from the width that comes in: a patch of 32 numbers at .02 would be lost.
         scale = 1.0 / math.sqrt(math.prod(shape[1:]))
-        return 0.1 * scale if name in _NOISE_OUT else scale
+        return 0.1 * scale if _START_SMALL.fullmatch(name) else scale
     return STD

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from transfusion.model.config import ModelConfig, UNetConfig
 
-PAPER_UNET = UNetConfig(channels=(512, 1024), blocks=4, time_dim=512)
+PAPER_UNET = UNetConfig(channels=(512, 1024), blocks=4, time_dim=1024)
 
 
 def _paper(dim: int, depth: int, num_heads: int) -> ModelConfig:
