@@ -46,7 +46,8 @@ def make_solver(
     check_steps(name, num_steps=num_steps, num_timesteps=num_timesteps)
     scheduler = SOLVERS[name].build(
         num_train_timesteps=num_timesteps,
-        trained_betas=SCHEDULES[schedule](num_timesteps),
+        # As numbers: diffusers copies a tensor with a warning.
+        trained_betas=SCHEDULES[schedule](num_timesteps).tolist(),
         prediction_type="epsilon",
         timestep_spacing="leading",
     )

@@ -135,7 +135,7 @@ class MixtureReader:
         sequences = self._sequences(step, lane)
         return self._batch(sequences, seed=self._seed, drop=self.mixture.caption_drop)
 
-    def _sequences(self, step: int, lane: int) -> list[UInt64[np.ndarray, "r 2"]]:
+    def _sequences(self, step: int, lane: int) -> list[UInt64[np.ndarray, "_ 2"]]:
         if not (0 <= step < self.steps and 0 <= lane < self.lanes):
             raise IndexError(
                 f"step {step}, lane {lane}: the plan has {self.steps} steps of {self.lanes} lanes"
@@ -145,14 +145,14 @@ class MixtureReader:
         rows = self._rows(block_name(lane, block))
         return rows[first : first + self.sequences_per_micro_batch]
 
-    def _validation(self, index: int) -> list[UInt64[np.ndarray, "r 2"]]:
+    def _validation(self, index: int) -> list[UInt64[np.ndarray, "_ 2"]]:
         if not 0 <= index < self.num_validation:
             raise IndexError(f"validation {index}: the plan has {self.num_validation}")
         first = index * self.sequences_per_micro_batch
         return self._rows(VALIDATION)[first : first + self.sequences_per_micro_batch]
 
-    def _rows(self, name: str) -> list[UInt64[np.ndarray, "r 2"]]:
-        def load() -> tuple[list[UInt64[np.ndarray, "r 2"]], int]:
+    def _rows(self, name: str) -> list[UInt64[np.ndarray, "_ 2"]]:
+        def load() -> tuple[list[UInt64[np.ndarray, "_ 2"]], int]:
             artifact = self._artifact
             table = load_table(artifact.store, artifact.entry(name), ["references"])
             values = table["references"].to_pylist()
@@ -161,7 +161,7 @@ class MixtureReader:
         return list(self._cache.get(("plan", name), load))
 
     def _batch(
-        self, sequences: Sequence[UInt64[np.ndarray, "r 2"]], *, seed: int, drop: float
+        self, sequences: Sequence[UInt64[np.ndarray, "_ 2"]], *, seed: int, drop: float
     ) -> PackedBatch:
         wanted: list[_WantedImage] = []
         documents = [
