@@ -132,6 +132,8 @@ def test_interleaved_greedy_generation_is_what_the_full_forward_pass_would_choos
                 merged.append(span)
         targets, logits, _ = forward(model, merged)
         logits[:, [SPECIAL.pad, SPECIAL.bos, SPECIAL.eoi]] = -torch.inf
+        drawn = (targets == SPECIAL.boi).cumsum(0) - (targets == SPECIAL.boi).long()
+        logits[drawn >= params.max_images, SPECIAL.boi] = -torch.inf
         generated = slice(len(request.prompt[0].ids), None)
         chosen = logits[generated].argmax(dim=-1)[:-1]
         assert chosen.tolist() == targets[generated].tolist()[:-1]

@@ -14,7 +14,11 @@ from transfusion.package.load import Package
 def validation_losses(package: Package, mixture: Artifact) -> dict[str, float]:
     """`validation.lm_loss` in nats a token and `validation.diffusion_loss` an image; none without batches."""
     config = package.config
-    objective = ObjectiveConfig(schedule=config.schedule, num_timesteps=config.num_timesteps)
+    objective = ObjectiveConfig(
+        schedule=config.schedule,
+        num_timesteps=config.num_timesteps,
+        noise_limit=min(500, config.num_timesteps),
+    )
     reader = MixtureReader(mixture, seed=0, objective=objective)
     schedule = alphas_cumprod(config.schedule, config.num_timesteps).to(package.device)
     lm = lm_count = diffusion = images = 0.0
