@@ -16,7 +16,7 @@ from transfusion.model.config import ModelConfig
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of each position's angles, broadcast over heads."""
+    """Cosine and sine of each position's angles, broadcast over heads; the sine of the first half negated."""
 
     cos: Float[Tensor, "b 1 n e"]
     sin: Float[Tensor, "b 1 n e"]
@@ -32,14 +32,15 @@ def rotation(
     half = torch.arange(0, head_dim, 2, device=position_ids.device, dtype=torch.float32)
     frequencies = theta ** (-half / head_dim)
     angles = rearrange(position_ids.float(), "b n -> b 1 n 1") * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return Rotation(cos=angles.cos().to(dtype), sin=angles.sin().to(dtype))
+    cos, sin = angles.cos(), angles.sin()
+    return Rotation(
+        cos=torch.cat([cos, cos], dim=-1).to(dtype), sin=torch.cat([-sin, sin], dim=-1).to(dtype)
+    )
 
 
 def rotate(x: Float[Tensor, "b h n e"], by: Rotation) -> Float[Tensor, "b h n e"]:
     """Turns each pair of coordinates by its position's angle."""
-    first, second = x.chunk(2, dim=-1)
-    return x * by.cos + torch.cat([-second, first], dim=-1) * by.sin
+    return torch.addcmul(x * by.cos, x.roll(x.shape[-1] // 2, dims=-1), by.sin)
 
 
 class Attention(nn.Module):
