@@ -20,7 +20,7 @@ from transfusion.artifacts.mixture import MAX_START
 from transfusion.artifacts.shards import Reject
 from transfusion.ingest.index import ShardIndex, read_shard_index, shard_entries
 from transfusion.sequence.held_out import held_out
-from transfusion.sequence.packing import Stream
+from transfusion.sequence.order import Stream
 
 READERS = 8
 """Shards whose index is read at the same time."""

@@ -31,7 +31,7 @@ class TokenRow:
 
     key: str
     layout: str
-    segments: tuple[Int32[np.ndarray, " n"], ...]
+    segments: tuple[Int32[np.ndarray, " _"], ...]
     """Ids of the text segments, in order."""
     content: bytes
     num_bytes: int

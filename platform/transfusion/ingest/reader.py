@@ -285,7 +285,7 @@ def _text_piece(segments: Sequence[np.ndarray], start: int, length: int) -> Docu
     return Document(spans, opens=start == 0, closes=end == len(ids) + 2)
 
 
-def _pieces(words: UInt64[np.ndarray, "r 2"]) -> list[_Piece]:
+def _pieces(words: UInt64[np.ndarray, "_ 2"]) -> list[_Piece]:
     found = References.from_words(words)
     columns = (found.shard, found.row, found.start, found.length, found.image_first, found.epoch)
     return [_Piece(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]

@@ -53,7 +53,7 @@ class TokenGroup:
     ids: Int32[np.ndarray, " t"]
     id_offsets: Int64[np.ndarray, " d"]
 
-    def segments(self, row: int) -> list[Int32[np.ndarray, " n"]]:
+    def segments(self, row: int) -> list[Int32[np.ndarray, " _"]]:
         """Ids of each text segment of a document."""
         lengths = self.lengths[self.length_offsets[row] : self.length_offsets[row + 1]]
         start = self.id_offsets[row]

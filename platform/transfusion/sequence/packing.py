@@ -4,8 +4,6 @@ Sequences are made in the order of training (step, lane, slot). A ledger counts 
 has had; whatever is furthest behind its weight comes next, so the ratio holds over any run of sequences to
 within a document. Documents with images are kept whole and come first; text fills what is left and is the
 only thing that is cut, at the end of a sequence. Making more steps leaves the earlier ones as they were.
-
-A lane draws from runs of documents that lie together, a window of runs at a time, so that its reads are local.
 """
 
 from array import array
@@ -13,44 +11,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt64
+from jaxtyping import Int64, UInt64
 
-from transfusion.sequence.draws import Draws
-
-LOOK_AHEAD = 128
-"""Documents among which the one that fits best is looked for."""
-
-RUN_LENGTH = 512
-"""Documents that are read together: as many as a row group has rows."""
-
-_ORDER_OF_RUNS, _ORDER_IN_WINDOW = 1, 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """Documents that are packed alike, in the order in which they are stored."""
-
-    lengths: Int32[np.ndarray, " d"]
-    """Positions, BOS and EOS included."""
-
-    images: Int32[np.ndarray, " d"]
-
-    targets: Int32[np.ndarray, " d"]
-    """Positions that have a text target."""
-
-    run_starts: Int64[np.ndarray, " k"]
-    """First document of each run that is stored in one place; the first is 0."""
-
-    weight: float
-    """Share of the positions that this stream is to have."""
-
-    splittable: bool
-    """Text only: may be cut at the end of a sequence."""
-
-    @property
-    def positions(self) -> int:
-        """Positions of all documents."""
-        return int(self.lengths.sum(dtype=np.int64))
+from transfusion.sequence.order import LOOK_AHEAD, Ahead, Cursor, Epochs, Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,87 +105,6 @@ def constants(
     return int(np.ceil(images)), min(-(-int(np.ceil(rows)) // 8) * 8, capacity)
 
 
-Ahead = tuple[int, int, int, int, int]
-"""Length, images, targets, index and epoch of a document that is waiting."""
-
-
-class _Cursor:
-    """The documents of one stream as one lane comes to them: epoch after epoch, each in a new order."""
-
-    def __init__(
-        self, stream: Stream, index: int, lane: int, *, lanes: int, seed: int, window: int
-    ) -> None:
-        self.ahead: list[Ahead] = []
-        self.pending: tuple[Ahead, int] | None = None
-        """A document that was cut, and the position at which it goes on."""
-        self._stream, self._index, self._lane = stream, index, lane
-        self._lanes, self._window = lanes, window
-        self._bounds = _runs(stream, lanes)
-        self._order_of_runs = Draws(seed, _ORDER_OF_RUNS)
-        self._order_in_window = Draws(seed, _ORDER_IN_WINDOW)
-        self._windows = self._draw()
-
-    def fill(self, count: int) -> list[Ahead]:
-        """The waiting documents, at least `count` of them."""
-        while len(self.ahead) < count:
-            self.ahead += next(self._windows)
-        return self.ahead
-
-    def _draw(self) -> Iterator[list[Ahead]]:
-        stream, bounds = self._stream, self._bounds
-        num_runs = len(bounds) - 1
-        # Too few to deal: every lane then takes all of them, in epochs of its own.
-        shared = num_runs < self._lanes
-        epoch = self._lane if shared else 0
-        while True:
-            order = self._order_of_runs.at(self._index, epoch).permutation(num_runs)
-            mine = order if shared else order[self._lane :: self._lanes]
-            first = number = 0
-            while first < len(mine):
-                last, size = first, 0
-                while last < len(mine) and (size < self._window or last == first):
-                    size += int(bounds[mine[last] + 1] - bounds[mine[last]])
-                    last += 1
-                documents = np.concatenate(
-                    [np.arange(bounds[run], bounds[run + 1]) for run in mine[first:last]]
-                )
-                place = (self._index, epoch, (self._lane << 32) + number)
-                self._order_in_window.at(*place).shuffle(documents)
-                yield from _portions(stream, documents, epoch)
-                first = last
-                number += 1
-            epoch += self._lanes if shared else 1
-
-
-def _portions(
-    stream: Stream, documents: Int64[np.ndarray, " w"], epoch: int
-) -> Iterator[list[Ahead]]:
-    # As Python integers: the packer looks at one document at a time. A portion, for these are large.
-    for start in range(0, len(documents), LOOK_AHEAD):
-        part = documents[start : start + LOOK_AHEAD]
-        yield [
-            (length, images, targets, document, epoch)
-            for length, images, targets, document in zip(
-                stream.lengths[part].tolist(),
-                stream.images[part].tolist(),
-                stream.targets[part].tolist(),
-                part.tolist(),
-                strict=True,
-            )
-        ]
-
-
-def _runs(stream: Stream, lanes: int) -> Int64[np.ndarray, " k"]:
-    """Bounds of the runs that are dealt to lanes: no longer than a row group, and enough for every lane."""
-    total = len(stream.lengths)
-    longest = max(1, min(RUN_LENGTH, total // (4 * lanes)))
-    bounds: list[int] = []
-    ends = [*stream.run_starts[1:].tolist(), total]
-    for start, end in zip(stream.run_starts.tolist(), ends, strict=True):
-        bounds += range(start, end, longest)
-    return np.array([*bounds, total], np.int64)
-
-
 class _Packer:
     """The state of planning: a cursor for each lane and stream, and the ledger that all lanes share."""
 
@@ -234,9 +116,12 @@ class _Packer:
         self._whole = [i for i, stream in enumerate(streams) if not stream.splittable]
         self._text = [i for i, stream in enumerate(streams) if stream.splittable]
         self._shortest = [int(stream.lengths.min()) for stream in streams]
+        epochs = [
+            Epochs(stream, i, lanes=shape.lanes, seed=seed) for i, stream in enumerate(streams)
+        ]
         self._cursors = [
             [
-                _Cursor(stream, i, lane, lanes=shape.lanes, seed=seed, window=window)
+                Cursor(stream, epochs[i], i, lane, seed=seed, window=window)
                 for i, stream in enumerate(streams)
             ]
             for lane in range(shape.lanes)
@@ -274,13 +159,13 @@ class _Packer:
             self._counts.append(len(self._where) - before)
         self._lane = (self._lane + 1) % self._shape.lanes
 
-    def _place_whole(self, cursors: list[_Cursor], remaining: int) -> int:
+    def _place_whole(self, cursors: list[Cursor], remaining: int) -> int:
         """Documents in their order while their stream is behind; at the close those that fit best."""
         open_streams = list(self._whole)
         while open_streams and remaining:
             i = max(open_streams, key=self._deficit)
             deficit = self._deficit(i)
-            ahead = cursors[i].fill(LOOK_AHEAD)
+            ahead = cursors[i].fill(cursors[i].look_ahead)
             first = ahead[0][0]
             if self._text and deficit < first / 2:
                 break
@@ -356,7 +241,7 @@ class _Packer:
             and sum(ahead[at][2] for at in chosen) <= self._rows
         )
 
-    def _fill_with_text(self, cursors: list[_Cursor], remaining: int) -> None:
+    def _fill_with_text(self, cursors: list[Cursor], remaining: int) -> None:
         while remaining and self._text:
             i = max(self._text, key=self._deficit)
             cursor = cursors[i]

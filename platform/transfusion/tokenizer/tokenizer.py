@@ -70,7 +70,7 @@ class Tokenizer:
         """Ids of a text, no special tokens."""
         return np.asarray(self._processor.encode(text, out_type=int), dtype=np.int32)
 
-    def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " n"]]:
+    def encode_all(self, texts: Sequence[str]) -> list[Int32[np.ndarray, " _"]]:
         """Ids of many texts, in one call."""
         if not texts:
             return []
