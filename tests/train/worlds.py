@@ -95,7 +95,7 @@ def make_trainee(settings: TrainConfig, source: MadeUpSource) -> TransformerTrai
     return TransformerTrainee(
         settings,
         source,
-        vocab_size=SPECIAL.vocab_size,
+        num_pieces=NUM_PIECES,
         latent_channels=LATENT[0],
         device=torch.device("cpu"),
     )

@@ -52,6 +52,7 @@ def build_network(config: AutoencoderConfig, *, sample_size_px: int) -> Any:
         layers_per_block=config.layers_per_block,
         latent_channels=config.latent_channels,
         norm_num_groups=config.norm_groups,
+        mid_block_add_attention=config.attention == "middle",
         sample_size=sample_size_px,
         force_upcast=False,
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,8 +19,12 @@ class AutoencoderConfig(Config):
     block_channels: tuple[int, ...] = (16, 32, 32)
     """Channels of each level, the finest first; every level after the first halves the side."""
 
-    layers_per_block: int = Field(1, ge=1)
-    """Residual layers a level of the encoder; the decoder has one more."""
+    layers_per_block: int = Field(1, ge=0)
+    """Residual layers a level of the encoder; the decoder has one more. 0 halves the work and so suits small
+    budgets: the encoder is then strided convolutions and its middle."""
+
+    attention: Literal["none", "middle"] = "none"
+    """Whether positions of the coarsest level see each other."""
 
     latent_channels: int = Field(8, ge=1)
 
@@ -34,6 +38,11 @@ class AutoencoderConfig(Config):
             raise ValueError(
                 f"block_channels must be multiples of norm_groups {self.norm_groups}, "
                 f"got {list(self.block_channels)}"
+            )
+        if self.layers_per_block == 0 and len(set(self.block_channels)) > 1:
+            raise ValueError(
+                "block_channels must be equal with layers_per_block 0 (residual layers are what changes the "
+                f"number), got {list(self.block_channels)}"
             )
         return self
 

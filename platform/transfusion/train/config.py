@@ -1,7 +1,5 @@
 """Config of training the transformer."""
 
-from pydantic import Field
-
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.model.config import ModelConfig
 from transfusion.train.loop_config import LoopConfig
@@ -14,7 +12,3 @@ class TrainConfig(LoopConfig):
     """Architecture; `transfusion.model.presets` lists sizes with their parameter counts."""
 
     objective: ObjectiveConfig = ObjectiveConfig()
-
-    sample_every_steps: int = Field(0, ge=0)
-    """Draws a grid of held-out captions so often, with the averaged weights; 0 for never. The model must fit
-    on one worker whole."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch.distributed as dist
 
+from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.publish import publish_folder
-from transfusion.storage.store import Store
-from transfusion.train.loop import Place, Tell, Trainee, fit
+from transfusion.storage.store import Store, sha256_file
+from transfusion.train.loop import PREVIEWS, Place, Tell, Trainee, fit
 from transfusion.train.metrics import Row, Tracker, as_lines, values_digest, wandb_tracker
 
 METRICS_NAME = "metrics.jsonl"
@@ -60,12 +61,23 @@ def run_to_end(
                 store, f"{folder}/result", Path(result), outside_digest=(METRICS_NAME,)
             )
         ]
+        files += _previews(store, folder)
     return {
         "files": [file.model_dump(mode="json") for file in files],
         "metadata": written.metadata,
         "metrics": {**_last_values(finished.rows), **written.metrics},
         "timings": _rates(finished.rows),
     }
+
+
+def _previews(store: Store, folder: str) -> list[FileEntry]:
+    """Pictures of this run and of those it resumed; none is part of the digest."""
+    entries = []
+    for entry in store.list(f"{folder}/{PREVIEWS}"):
+        sha256 = sha256_file(store.local(entry.path))
+        name = f"{PREVIEWS}/{Path(entry.path).name}"
+        entries.append(FileEntry(name=name, path=entry.path, sha256=sha256, bytes=entry.size_bytes))
+    return entries
 
 
 def _last_values(rows: list[Row]) -> dict[str, float]:

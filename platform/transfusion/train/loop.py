@@ -35,9 +35,13 @@ from transfusion.train.checkpoint import (
 from transfusion.train.loop_config import LoopConfig
 from transfusion.train.metrics import Metrics, Row, Tracker, finite
 from transfusion.train.parallel import AveragedWeights, parameter_groups, reshard
+from transfusion.train.pictures import Preview
 from transfusion.train.schedule import ema_decay, learning_rate
 
 log = logging.getLogger(__name__)
+
+PREVIEWS = "previews"
+"""Folder of pictures made on the way, below the artifact's."""
 
 
 class NotFiniteError(TransfusionError):
@@ -80,6 +84,9 @@ class Trainee(Protocol):
 
     def validate(self) -> Mapping[str, float]:
         """Losses on held-out data, the same data, times and noise whenever it is called."""
+
+    def preview(self, averaged: AveragedWeights) -> Preview | None:
+        """Pictures to look at, on rank 0; gathering the weights for them is for every rank."""
 
     def describe(self, step: int) -> str:
         """Names the data of a step, for the message about a loss that is not a number."""
@@ -215,6 +222,8 @@ def _fit(
         last = done == config.steps
         if last or done % config.validate_every_steps == 0:
             _validate(trainee, averaged, metrics, step=done)
+        if config.preview_every_steps and (last or done % config.preview_every_steps == 0):
+            _preview(trainee, averaged, place, step=done)
         if last or done % config.checkpoint_every_steps == 0:
             stored = checkpoints.save(
                 _state(model, optimizer, averaged),
@@ -240,6 +249,14 @@ def _validate(trainee: Trainee, averaged: AveragedWeights, metrics: Metrics, *, 
     if dist.get_rank() == 0 and values:
         timing = {"validation_s": time.perf_counter() - began}
         metrics.add("validation", step=step, values=values, timing=timing)
+
+
+def _preview(trainee: Trainee, averaged: AveragedWeights, place: Place, *, step: int) -> None:
+    shown = trainee.preview(averaged)
+    if shown is not None:
+        name = f"{place.folder}/{PREVIEWS}/step-{step:06d}"
+        place.store.write(f"{name}.json", shown.about_bytes())
+        place.store.write(f"{name}.png", shown.png)
 
 
 def _state(

@@ -49,6 +49,10 @@ class LoopConfig(Config):
 
     validate_every_steps: int = Field(100, ge=1)
 
+    preview_every_steps: int = Field(0, ge=0)
+    """Draws a row of pictures so often, to be looked at, with the averaged weights; 0 for never. Worker 0 holds
+    the whole model for it."""
+
     cpu_threads_per_worker: int = Field(1, ge=1)
     """Part of the identity: another number of threads sums in another order, which shows in the last bits."""
 

@@ -10,9 +10,9 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import Mixture, read_mixture
 from transfusion.errors import ArtifactError
 from transfusion.ingest.reader import MixtureReader
-from transfusion.sequence.special import SpecialIds
 from transfusion.stage import Made, StageContext
 from transfusion.train.config import TrainConfig
+from transfusion.train.preview import Painter
 from transfusion.train.step import TransformerTrainee
 from transfusion.train.worker import train_on_ray
 
@@ -70,7 +70,8 @@ def build(
     return TransformerTrainee(
         checked,
         reader,
-        vocab_size=SpecialIds.after(plan.num_pieces).vocab_size,
+        num_pieces=plan.num_pieces,
         latent_channels=plan.latent_channels,
         device=device,
+        painter=lambda: Painter(checked, plan, inputs["mixture"], device=device),
     )

@@ -4,9 +4,10 @@ A rank runs the micro-batches of its lanes; losses are divided by counts of the 
 those of a micro-batch or a rank, so that any number of workers up to the lanes takes the same steps.
 """
 
+import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -19,6 +20,7 @@ from transfusion.diffusion.schedules import add_noise, alphas_cumprod
 from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import LossSums, combine, loss_sums
 from transfusion.sequence.batch import PackedBatch
+from transfusion.sequence.special import SpecialIds
 from transfusion.train.config import TrainConfig
 from transfusion.train.loop import StepResult, Written
 from transfusion.train.parallel import (
@@ -30,6 +32,10 @@ from transfusion.train.parallel import (
     set_precision,
     shard,
 )
+from transfusion.train.pictures import Preview
+from transfusion.train.preview import Painter, held_out_captions
+
+log = logging.getLogger(__name__)
 
 RAW_NAME, AVERAGED_NAME = "model.safetensors", "ema.safetensors"
 
@@ -67,17 +73,19 @@ class TransformerTrainee:
         config: TrainConfig,
         source: BatchSource,
         *,
-        vocab_size: int,
+        num_pieces: int,
         latent_channels: int,
         device: torch.device,
+        painter: Callable[[], Painter] | None = None,
     ) -> None:
         self.config = config
         self._source = source
         self._device = device
+        self._special = SpecialIds.after(num_pieces)
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
         with torch.device("meta"):
             model = TransfusionModel(
-                config.model, vocab_size=vocab_size, latent_channels=latent_channels
+                config.model, vocab_size=self._special.vocab_size, latent_channels=latent_channels
             )
         # Drawn whole on CPU, one model a rank, then sharded: the weights do not depend on the number of ranks.
         model.to_empty(device="cpu")
@@ -89,6 +97,8 @@ class TransformerTrainee:
         self._schedule = alphas_cumprod(
             config.objective.schedule, config.objective.num_timesteps
         ).to(device)
+        self._make_painter = painter
+        self._painter: Painter | None = None
         self._suspects: list[int] = []
         # One thread touches the source: it reads the next step's batches while this one is computed.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="ingest")
@@ -156,6 +166,22 @@ class TransformerTrainee:
                     total["images"] += sums.image_count.item()
         everyone = all_sum(total, device=self._device)
         return self._losses(everyone, everyone)
+
+    def preview(self, averaged: AveragedWeights) -> Preview | None:
+        """Held-out captions, drawn; a failure here is told and does not end the run."""
+        if self._make_painter is None or not self._source.num_validation:
+            return None
+        weights = gather(averaged.weights)
+        if dist.get_rank() != 0:
+            return None
+        try:
+            self._painter = self._painter or self._make_painter()
+            batch = self._reading.submit(self._source.validation, 0).result()
+            captions = held_out_captions(batch, self._special)
+            return self._painter.paint(weights, captions) if captions else None
+        except Exception as error:
+            log.warning("no preview: %s: %s", type(error).__name__, error)
+            return None
 
     def describe(self, step: int) -> str:
         """Documents of the lanes whose loss was no number; of the whole batch when only gradients were."""

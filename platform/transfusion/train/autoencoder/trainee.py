@@ -43,6 +43,7 @@ from transfusion.train.parallel import (
     set_precision,
     shard,
 )
+from transfusion.train.pictures import NUM_SHOWN, Preview, png_row
 
 
 class Reconstruction(nn.Module):
@@ -161,6 +162,19 @@ class AutoencoderTrainee:
         count = len(self._images) - self._num_training
         return {name: value / count for name, value in total.items()}
 
+    def preview(self, averaged: AveragedWeights) -> Preview | None:
+        """Held-out images above their reconstructions."""
+        weights = gather(averaged.weights)
+        if dist.get_rank() != 0:
+            return None
+        network = build_network(self.config.network, sample_size_px=self._images.shape[1])
+        network.load_state_dict(_of_network(weights))
+        images = self._images[self._num_training :][:NUM_SHOWN]
+        with torch.no_grad():
+            through = network.eval().decode(network.encode(to_signal(images)).latent_dist.mean)
+        pairs = torch.cat([images, to_images(through.sample)], dim=1).numpy()
+        return Preview(png=png_row(pairs), about={"shown": "images above their reconstructions"})
+
     def describe(self, step: int) -> str:
         """Keys of the batch."""
         rows = [row for lane in range(self.config.lanes) for row in self._rows(step, lane).tolist()]
@@ -169,9 +183,7 @@ class AutoencoderTrainee:
 
     def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
         """The averaged weights in the diffusers layout, with the statistics of their latents."""
-        weights = {
-            name.removeprefix("network."): value for name, value in gather(averaged.weights).items()
-        }
+        weights = _of_network(gather(averaged.weights))
         if dist.get_rank() != 0:
             return Written(metadata={}, metrics={})
         save_network(folder, config=self._network_config, weights=weights)
@@ -218,6 +230,11 @@ class AutoencoderTrainee:
                 epoch: draw.permutation(self._num_training),
             }
         return self._orders[epoch]
+
+
+def _of_network(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of `Reconstruction` under the network's own names."""
+    return {name.removeprefix("network."): value for name, value in weights.items()}
 
 
 def build(
