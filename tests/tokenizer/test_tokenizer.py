@@ -85,7 +85,7 @@ def test_a_file_that_is_no_model_is_named() -> None:
 
 
 def test_too_little_text_says_what_to_change() -> None:
-    with pytest.raises(ArtifactError, match="Lower vocab_size or give more text"):
+    with pytest.raises(ArtifactError, match="lower vocab_size, or give more text"):
         train_tokenizer(["a b"], vocab_size=5000, algorithm="bpe", character_coverage=1.0)
     with pytest.raises(ArtifactError, match="no text to train on"):
         train_tokenizer([], vocab_size=5000, algorithm="bpe", character_coverage=1.0)

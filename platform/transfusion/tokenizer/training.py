@@ -55,8 +55,11 @@ def train_tokenizer(
         )
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).rpartition("] ")[2].split())
+        too_few = "required_chars" in reason
+        remedy = "raise vocab_size or lower character_coverage" if too_few else "lower vocab_size"
         raise ArtifactError(
-            f"tokenizer: cannot train {vocab_size} pieces: {reason} Lower vocab_size or give more text"
+            f"tokenizer: cannot train {vocab_size} pieces; {remedy}, or give "
+            f"{'less varied' if too_few else 'more'} text (sentencepiece: {reason})"
         ) from error
     return Tokenizer(model.getvalue())
 
