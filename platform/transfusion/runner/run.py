@@ -80,7 +80,8 @@ def _run_stage(
     stage_log = log.getChild(stage.name)
     found = find_artifact(store, uses=stage.uses, fingerprint=planned.fingerprint, config=config)
     if found is not None:
-        stage_log.info("cached")
+        rows = found.manifest.content.outcomes
+        stage_log.info(f"cached: {rows.written:,} rows there, 0 made" if rows else "cached")
         return StageResult(planned=planned, artifact=found, ran=False, seconds=0.0)
     started = time.monotonic()
     stage_log.info(
