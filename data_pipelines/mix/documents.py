@@ -157,8 +157,7 @@ class _Chooser:
             Reject(
                 f"{self.source}/{index.keys[row]}",
                 "too_long",
-                f"{length[row]} positions; a document with images must fit a sequence of "
-                f"{self.config.sequence_length}",
+                f"{length[row]} positions, at most {most[row]}: a document with images must fit a sequence",
             )
             for row in np.flatnonzero(too_long).tolist()
         ]
