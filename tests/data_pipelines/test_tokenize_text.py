@@ -141,7 +141,7 @@ def test_ray_makes_the_same_artifact_and_names_a_shard_that_fails(
         tmp_path / "b",
         TOKENIZE,
         {},
-        {"documents": same_shapes, "tokenizer": tokenizer_of(tmp_path / "b", shutil_free)},
+        {"documents": same_shapes, "tokenizer": tokenizer_of(tmp_path / "b", same_shapes)},
         launch=in_process,
     )
     assert there.manifest.digest == here.manifest.digest
