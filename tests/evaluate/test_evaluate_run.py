@@ -38,7 +38,6 @@ QUICK = {
     "num_pixels": 12,
     "num_shown": 2,
     "batch_size": 5,
-    "threads": 1,
 }
 
 

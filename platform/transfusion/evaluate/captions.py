@@ -1,10 +1,13 @@
 """Descriptions of held-out images, by the model that drew others."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import torch
+
+from transfusion.evaluate.batches import Advance, in_batches
 from transfusion.evaluate.held_out import CaptionedImage
-from transfusion.evaluate.pictures import Advance
 from transfusion.sample.engine import Request
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart
@@ -25,6 +28,7 @@ def describe(
     images: Sequence[CaptionedImage],
     *,
     max_tokens: int,
+    workers: ThreadPoolExecutor,
     batch_size: int,
     advance: Advance,
 ) -> list[Described]:
@@ -32,13 +36,13 @@ def describe(
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, modalities=("text",))
     normalize = sampler.package.autoencoder.normalize
     decode = sampler.package.tokenizer.decode
-    found: list[Described] = []
-    for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        requests = [Request((ImagePart(normalize(one.latent[None])[0]),), params) for one in batch]
-        found += [
+
+    def say(batch: Sequence[CaptionedImage]) -> list[Described]:
+        latents = normalize(torch.stack([one.latent for one in batch]))
+        requests = [Request((ImagePart(latent),), params) for latent in latents]
+        return [
             Described(one.key, decode(one.caption_ids).strip(), sample.text.strip())
             for one, sample in zip(batch, sampler.sample(requests), strict=True)
         ]
-        advance(len(batch))
-    return found
+
+    return in_batches(workers, say, images, batch_size=batch_size, advance=advance)

@@ -58,8 +58,5 @@ class EvaluateConfig(ImageSampling):
     num_shown: int = Field(16, ge=0)
     """Reconstructions and captions kept as pictures."""
 
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(32, ge=1)
     """Prompts at once; another size flips last bits, so it is part of what is made."""
-
-    threads: int = Field(2, ge=1)
-    """CPU threads; another number flips last bits."""

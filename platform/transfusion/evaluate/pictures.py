@@ -1,17 +1,17 @@
 """Drawing many prompts: seeds, batches, and the files that show them."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from transfusion.evaluate.batches import Advance, in_batches
 from transfusion.package.config import ImageSampling
 from transfusion.sample.command import write_png
 from transfusion.sample.params import MAX_SEED, SamplingParams
 from transfusion.sample.sampler import Sampler
-
-Advance = Callable[[int], None]
 
 
 def draw_prompts(
@@ -20,30 +20,28 @@ def draw_prompts(
     *,
     how: ImageSampling,
     seeds: Sequence[int],
+    workers: ThreadPoolExecutor,
     batch_size: int,
     advance: Advance,
 ) -> list[np.ndarray]:
     """One image a prompt."""
-    images: list[np.ndarray] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = [
-            sampler.request(
-                prompt,
-                SamplingParams(
-                    solver=how.solver,
-                    num_inference_steps=how.num_inference_steps,
-                    guidance_scale=how.guidance_scale,
-                    seed=seed,
-                    modalities=("image",),
-                ),
-            )
-            for prompt, seed in zip(
-                prompts[start : start + batch_size], seeds[start : start + batch_size], strict=True
-            )
-        ]
-        images += [image for sample in sampler.sample(batch) for image in sample.images]
-        advance(len(batch))
-    return images
+
+    def draw(batch: Sequence[tuple[str, int]]) -> list[np.ndarray]:
+        requests = [sampler.request(prompt, _params(how, seed)) for prompt, seed in batch]
+        return [image for sample in sampler.sample(requests) for image in sample.images]
+
+    pairs = list(zip(prompts, seeds, strict=True))
+    return in_batches(workers, draw, pairs, batch_size=batch_size, advance=advance)
+
+
+def _params(how: ImageSampling, seed: int) -> SamplingParams:
+    return SamplingParams(
+        solver=how.solver,
+        num_inference_steps=how.num_inference_steps,
+        guidance_scale=how.guidance_scale,
+        seed=seed,
+        modalities=("image",),
+    )
 
 
 def seed_of(seed: int, *names: str | int) -> int:

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.pixels import PixelRow, read_pixels
 from transfusion.artifacts.publish import publish_folder
+from transfusion.evaluate.batches import Advance, one_thread_each
 from transfusion.evaluate.captions import Described, describe
 from transfusion.evaluate.ceiling import mean_psnr_db, reconstruct, scene_metrics
 from transfusion.evaluate.config import EvaluateConfig
@@ -24,7 +27,7 @@ from transfusion.evaluate.held_out import (
     held_out_pixels_first,
     text_documents,
 )
-from transfusion.evaluate.pictures import Advance, draw_prompts, save_pictures, seed_of
+from transfusion.evaluate.pictures import draw_prompts, save_pictures, seed_of
 from transfusion.evaluate.shapes.detector import detect
 from transfusion.evaluate.shapes.prompts import Prompt, make_prompts
 from transfusion.evaluate.shapes.score import caption_metrics, image_metrics, score, score_caption
@@ -60,6 +63,7 @@ class Evaluation:
     """Those that were held out first."""
     drawn_world: bool
     folder: Path
+    workers: ThreadPoolExecutor
     advance: Advance
     log: logging.Logger
     metrics: dict[str, float] = field(default_factory=dict)
@@ -80,11 +84,17 @@ class Evaluation:
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
     """Draws, describes, reads and reconstructs; every score goes into the metrics."""
-    with _threads(config.threads):
-        return _run(config, inputs, context)
+    num_workers = min(context.resources.num_cpus or os.cpu_count() or 1, 16)
+    with one_thread_each(1 if torch.cuda.is_available() else num_workers) as workers:
+        return _run(config, inputs, context, workers)
 
 
-def _run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
+def _run(
+    config: EvaluateConfig,
+    inputs: Mapping[str, Artifact],
+    context: StageContext,
+    workers: ThreadPoolExecutor,
+) -> Made:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     package = load_package(inputs["model"].folder(), weights=config.weights, device=device)
     folder = context.scratch / "evaluation"
@@ -105,6 +115,7 @@ def _run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageC
             pixels=rows[: config.num_pixels],
             drawn_world=drawn_world,
             folder=folder,
+            workers=workers,
             advance=progress.advance,
             log=context.log,
         )
@@ -138,6 +149,7 @@ def judge_drawings(evaluation: Evaluation, prompts: Sequence[Prompt | str]) -> N
             texts,
             how=config,
             seeds=[seed_of(config.seed, "drawing", index) for index in range(len(texts))],
+            workers=evaluation.workers,
             batch_size=config.batch_size,
             advance=evaluation.advance,
         )
@@ -175,6 +187,7 @@ def judge_captions(evaluation: Evaluation, images: Sequence[CaptionedImage]) -> 
             evaluation.sampler,
             images,
             max_tokens=config.max_caption_tokens,
+            workers=evaluation.workers,
             batch_size=config.batch_size,
             advance=evaluation.advance,
         )
@@ -295,13 +308,3 @@ def _show(
         records, save_pictures(evaluation.folder / "captions", pictures), strict=False
     ):
         record["file"] = name
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

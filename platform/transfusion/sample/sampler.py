@@ -3,7 +3,6 @@
 Axes: h w = pixels.
 """
 
-import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -47,11 +46,10 @@ class Sample:
 
 
 class Sampler:
-    """Answers batches of prompts; calls from several threads take turns."""
+    """Answers batches of prompts; calls from several threads do not touch each other."""
 
     def __init__(self, package: Package) -> None:
         self.package = package
-        self._turn = threading.Lock()
 
     def request(self, prompt: str | Sequence[Segment], params: SamplingParams) -> Request:
         """A prompt as the engine takes it. Text that spells a special token stays text.
@@ -68,9 +66,8 @@ class Sampler:
 
     def sample(self, requests: Sequence[Request], *, watch: Watch | None = None) -> list[Sample]:
         """Answers requests together; see `engine.generate`."""
-        with self._turn:
-            results = generate(self.package.model, self.package.config, requests, watch=watch)
-            pixels = self._decode([latent for result in results for latent in result.images])
+        results = generate(self.package.model, self.package.config, requests, watch=watch)
+        pixels = self._decode([latent for result in results for latent in result.images])
         samples = []
         for result in results:
             segments: list[Segment] = [
