@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-import socket
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,18 +143,16 @@ def rows(folder: Path, outcome: dict[str, Any], kind: str = "train") -> list[dic
 
 def in_world(size: int, function: Callable[..., None], *arguments: Any) -> None:
     """Calls `function(*arguments)` in `size` processes joined over gloo."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_member, (size, port, function, arguments), nprocs=size)
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"{folder}/meeting"
+        torch.multiprocessing.spawn(_member, (size, meeting, function, arguments), nprocs=size)
 
 
 def _member(
-    rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int, size: int, meeting: str, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    dist.init_process_group("gloo", rank=rank, world_size=size)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     function(*arguments)
     dist.barrier()
     dist.destroy_process_group()
