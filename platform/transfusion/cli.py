@@ -93,20 +93,32 @@ def sample(
     prompt: Annotated[str, typer.Option(help="What to draw, or to continue.")] = "",
     image: Annotated[Path | None, typer.Option(help="An image to describe.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for what is made.")] = Path("samples"),
-    guidance_scale: Annotated[float, typer.Option(min=0.0)] = 3.0,
-    num_inference_steps: Annotated[int, typer.Option(min=1, max=1000)] = 50,
+    mode: Annotated[
+        str, typer.Option(help="image, text, free (both, as the model likes), or auto.")
+    ] = "auto",
+    solver: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm++ or unipc.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="1 is none.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of text; 0 is greedy.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Of text.")] = None,
+    max_images: Annotated[int | None, typer.Option(help="In mode free.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Draw a prompt, describe an image, or let the model go on freely."""
+    """Draw a prompt, describe an image, or let the model go on freely. Defaults are the package's."""
     from transfusion.runner.show import model_folder
     from transfusion.sample.command import sample_to_files
-    from transfusion.sample.params import SamplingParams
 
-    params = SamplingParams(
-        guidance_scale=guidance_scale, num_inference_steps=num_inference_steps, seed=seed
-    )
+    params = {
+        "solver": solver,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "temperature": temperature,
+        "max_tokens": max_tokens,
+        "max_images": max_images,
+        "seed": seed,
+    }
     for line in sample_to_files(
-        model_folder(model), prompt=prompt, image=image, out_dir=out, params=params
+        model_folder(model), prompt=prompt, image=image, out_dir=out, params=params, mode=mode
     ):
         typer.echo(line)
 

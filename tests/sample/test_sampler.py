@@ -56,8 +56,8 @@ def test_a_prompt_longer_than_the_context_is_refused(package: Path) -> None:
 
 def test_files_are_numbered_and_never_overwritten(package: Path, tmp_path: Path) -> None:
     options = {"prompt": "a red circle", "image": None, "out_dir": tmp_path / "out"}
-    first = list(sample_to_files(package, **options, params=params(seed=1)))
-    second = list(sample_to_files(package, **options, params=params(seed=2)))
+    first = sample_to_files(package, **options, params=params(seed=1))
+    second = sample_to_files(package, **options, params=params(seed=2))
     assert [line.split()[0] for line in first + second] == [
         str(tmp_path / "out" / name) for name in ("000.png", "001.png")
     ]
@@ -92,3 +92,29 @@ def test_mistakes_are_told_in_words(package: Path, tmp_path: Path) -> None:
         SpecError, match=r"num_inference_steps must be 50 to 1000 for solver 'ddim'"
     ):
         params_with(SamplingParams(), num_inference_steps=5)
+
+
+def test_what_is_not_chosen_is_the_packages_default(tmp_path: Path) -> None:
+    from transfusion.package.config import SamplingDefaults
+
+    quick = SamplingDefaults(solver="dpm++", num_inference_steps=10)
+    package = tiny_package(tmp_path, sampling=quick)
+    for mode, suffixes in [("auto", {".png"}), ("text", {".txt"})]:
+        out = tmp_path / mode
+        sample_to_files(
+            package,
+            prompt="a red circle",
+            image=None,
+            out_dir=out,
+            params={"solver": None, "max_tokens": 4},
+            mode=mode,
+        )
+        assert {place.suffix for place in out.iterdir()} == suffixes
+    with pytest.raises(SpecError, match=r"num_inference_steps must be 10 to 250"):
+        sample_to_files(
+            package,
+            prompt="x",
+            image=None,
+            out_dir=tmp_path,
+            params={"num_inference_steps": 1000},
+        )

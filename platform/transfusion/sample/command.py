@@ -1,17 +1,16 @@
 """What `transfusion sample` does: a prompt, an image or both in, numbered files out."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
 from transfusion.errors import SpecError
 from transfusion.package.load import load_package
-from transfusion.sample.params import Modality, SamplingParams
+from transfusion.sample.params import Modality, SamplingParams, params_with
 from transfusion.sample.sampler import Sampler, Segment
 
-Mode = Literal["auto", "image", "text", "free"]
 MODALITIES: dict[str, tuple[Modality, ...]] = {
     "image": ("image",),
     "text": ("text",),
@@ -25,18 +24,19 @@ def sample_to_files(
     prompt: str,
     image: Path | None,
     out_dir: Path,
-    params: SamplingParams,
-    mode: Mode = "auto",
-) -> Iterator[str]:
+    params: SamplingParams | Mapping[str, Any],
+    mode: str = "auto",
+) -> list[str]:
     """Samples once and writes what came as `000.png`, `001.txt`, ... behind what the folder holds already.
 
     An image comes first, the prompt behind it.
 
     Args:
+        params: All of them, or those that differ from the package's defaults (None stands for the default).
         mode: `image` draws the prompt; `text` writes on; `free` lets the model switch between both; `auto`
             draws a prompt and describes an image.
 
-    Yields:
+    Returns:
         A line for each file.
 
     Raises:
@@ -45,7 +45,11 @@ def sample_to_files(
     """
     if not prompt.strip() and image is None:
         raise SpecError("sample: give a prompt (--prompt TEXT), an image (--image FILE) or both")
+    if mode not in ("auto", *MODALITIES):
+        raise SpecError(f"sample: mode must be auto, {', '.join(MODALITIES)}, got {mode!r}")
     sampler = Sampler(load_package(model_dir))
+    if not isinstance(params, SamplingParams):
+        params = params_with(sampler.package.config.sampling, **params)
     size = sampler.package.config.image_size_px
     wanted = mode if mode != "auto" else ("image" if image is None else "text")
     chosen = params.model_copy(update={"modalities": MODALITIES[wanted]})
@@ -57,19 +61,19 @@ def sample_to_files(
     except ValueError as error:
         raise SpecError(f"sample: {error}") from error
     if not sample.segments:
-        yield "the model ended at once: nothing to write"
+        return ["the model ended at once: nothing to write"]
     out_dir.mkdir(parents=True, exist_ok=True)
-    number = _first_free(out_dir)
-    for segment in sample.segments:
+    lines = []
+    for number, segment in enumerate(sample.segments, start=_first_free(out_dir)):
         if isinstance(segment, str):
             place = out_dir / f"{number:03}.txt"
             place.write_text(segment, encoding="utf-8")
-            yield f"{place}  {segment.strip()}"
+            lines.append(f"{place}  {segment.strip()}")
         else:
             place = out_dir / f"{number:03}.png"
             write_png(place, segment)
-            yield f"{place}  {segment.shape[1]} x {segment.shape[0]} px"
-        number += 1
+            lines.append(f"{place}  {segment.shape[1]} x {segment.shape[0]} px")
+    return lines
 
 
 def read_image(path: Path, size_px: int) -> np.ndarray:
