@@ -1,0 +1,191 @@
+"""Sampling: tokens that pass the transformer beside the least that could, and seconds beside the bare products."""
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from tests.benchmarks import rival
+from tests.benchmarks.measure import Options, Products, Result, take_turns
+from transfusion.model.config import ModelConfig
+from transfusion.model.transformer import TransfusionModel
+from transfusion.package.config import SamplingDefaults
+from transfusion.package.format import PackageConfig
+from transfusion.sample.engine import Request, generate
+from transfusion.sample.params import SamplingParams
+from transfusion.sample.reading import TextPart
+from transfusion.sequence.layout import SequenceLayout
+
+SIZE = rival.Size()
+PREFIX, STEPS, NEW_TOKENS = 70, 30, 64
+"""Positions of the prompt, BOS included; evaluations of an image (the rival's 15 midpoint steps); tokens."""
+PATCHES = SIZE.side**2
+
+IMAGE = {
+    "modalities": ("image",),
+    "solver": "dpm++",
+    "num_inference_steps": STEPS,
+    "guidance_scale": 3.0,
+}
+TEXT = {"modalities": ("text",), "max_tokens": NEW_TOKENS, "temperature": 0.0}
+
+LIMITS = {
+    # The prefix once; BOI and every denoising step for both branches of guidance.
+    "image": PREFIX + 2 + 2 * STEPS * PATCHES,
+    # The prompt; every new token but the last is read.
+    "text": PREFIX + NEW_TOKENS - 1,
+}
+
+
+def run(options: Options) -> list[Result]:
+    """An image and a text of 64 tokens, alone and four at a time."""
+    torch.set_num_threads(1)
+    model, config = make_model()
+    results = []
+    runs: dict[str, Callable[[], Any]] = {}
+    for kind, params in (("image", IMAGE), ("text", TEXT)):
+        for count in (1, 4):
+            sample = sampling(model, config, params, count=count)
+            with counted(model) as seen:
+                sample()
+            limit = count * LIMITS[kind]
+            if count == 1:
+                results.append(
+                    Result(
+                        name=f"sampler, tokens through the transformer, {kind}",
+                        value=seen[0],
+                        unit="tokens",
+                        reference=limit,
+                        ratio=limit / seen[0],
+                        bar=1.0,
+                        against="the least there can be",
+                    )
+                )
+            with torch.inference_mode(), Products() as products:
+                sample()
+            runs[f"{kind} {count}"] = sample
+            runs[f"{kind} {count} products"] = products.run
+    if rival.is_here():
+        runs |= _rival()
+    turns = take_turns(runs, rounds=options.rounds)
+    for kind, unit, number, bars in (
+        ("image", "s/image", 1, (0.5, 0.6)),
+        ("text", "ms/token", NEW_TOKENS, (0.15, 0.2)),
+    ):
+        scale = 1e3 if unit == "ms/token" else 1.0
+        for count, bar in zip((1, 4), bars, strict=True):
+            name = f"{kind} {count}"
+            share = scale / count / number
+            results.append(
+                Result(
+                    name=f"sampler, {kind}, {count} at a time",
+                    value=turns.median(name) * share,
+                    unit=unit,
+                    reference=turns.median(f"{name} products") * share,
+                    ratio=1 / turns.ratio(f"{name} products", name),
+                    bar=bar,
+                    against="its own products, bare",
+                )
+            )
+            for other in (other for other in turns.seconds if other.startswith(f"{name} rival")):
+                results.append(
+                    Result(
+                        name=f"sampler, {kind}, {count} at a time",
+                        value=turns.median(name) * share,
+                        unit=unit,
+                        reference=turns.median(other) * share,
+                        ratio=turns.ratio(name, other),
+                        bar=2.0,
+                        against=f"transfusion-pytorch, {other.split(' rival ')[1]}",
+                    )
+                )
+    return results
+
+
+def make_model() -> tuple[TransfusionModel, PackageConfig]:
+    """Of the rival's width and depth, with a linear adapter as it has."""
+    config = PackageConfig(
+        name="benchmark",
+        model=ModelConfig(dim=SIZE.dim, depth=SIZE.depth, num_heads=SIZE.num_heads),
+        num_pieces=SIZE.num_pieces,
+        special_ids={},
+        layout=SequenceLayout(patch_size=2),
+        sequence_length=512,
+        latent_channels=SIZE.latent_dim // 4,
+        latent_height=2 * SIZE.side,
+        latent_width=2 * SIZE.side,
+        image_size_px=8 * SIZE.side,
+        schedule="cosine",
+        num_timesteps=1000,
+        sampling=SamplingDefaults(),
+        files={},
+    )
+    model = TransfusionModel(
+        config.model, vocab_size=config.special.vocab_size, latent_channels=config.latent_channels
+    )
+    model.init_weights(0)
+    with torch.no_grad():
+        # EOS is never the likeliest: text goes on to the length that is asked for.
+        model.head.weight[config.special.eos] = 0
+    return model.eval(), config
+
+
+def sampling(
+    model: TransfusionModel, config: PackageConfig, params: dict[str, Any], *, count: int
+) -> Callable[[], Any]:
+    """Answers `count` requests together."""
+    prompt = tuple(range(1, PREFIX))
+    requests = [
+        Request((TextPart(prompt),), SamplingParams(**params, seed=seed)) for seed in range(count)
+    ]
+    return lambda: generate(model, config, requests)
+
+
+@contextlib.contextmanager
+def counted(model: TransfusionModel) -> Iterator[list[int]]:
+    """Counts positions that pass the blocks."""
+    seen = [0]
+
+    def count(_: Any, args: tuple[torch.Tensor, ...]) -> None:
+        seen[0] += args[0].shape[0] * args[0].shape[1]
+
+    handle = model.blocks[0].register_forward_pre_hook(count)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _rival() -> dict[str, Callable[[], Any]]:
+    model = rival.make_rival(SIZE).eval()
+    if importlib.util.find_spec("loguru"):
+        from loguru import logger
+
+        logger.disable("transfusion_pytorch")
+    prompt = torch.arange(PREFIX - 1)
+    image = {
+        "force_modality_at_start": (0, (SIZE.side, SIZE.side)),
+        "modality_steps": 1 + STEPS // 2,
+        "max_length": PATCHES - 1,
+        "cfg_scale": 3.0,
+    }
+    text = {"max_length": NEW_TOKENS - 1, "text_temperature": 0.0}
+
+    def quiet(run: Callable[[], Any]) -> Callable[[], Any]:
+        def without_bars() -> None:
+            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+                run()
+
+        return without_bars
+
+    return {
+        "image 1 rival sample_one": quiet(lambda: model.sample_one(prompt, **image)),
+        "image 4 rival sample_many": quiet(lambda: model.sample_many([prompt] * 4, **image)),
+        "text 1 rival sample_one with a cache": quiet(
+            lambda: model.sample_one(prompt, cache_kv=True, **text)
+        ),
+        "text 4 rival sample_many": quiet(lambda: model.sample_many([prompt] * 4, **text)),
+    }
