@@ -4,6 +4,7 @@ import base64
 import io
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -14,8 +15,6 @@ from PIL import Image
 from tests.tiny import tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.serve.config import EndpointConfig
-
-pytestmark = pytest.mark.ray
 
 
 def free_port() -> int:
@@ -35,6 +34,7 @@ def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     stop_endpoint()
 
 
+@pytest.mark.ray
 def test_openais_client_gets_pictures_text_and_errors_it_understands(address: str) -> None:
     client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
     (model,) = client.models.list().data
@@ -71,6 +71,7 @@ def test_openais_client_gets_pictures_text_and_errors_it_understands(address: st
     assert client.images.generate(model=model.id, prompt="a blue square").data
 
 
+@pytest.mark.ray
 def test_an_oversized_body_is_refused_and_the_server_goes_on(address: str) -> None:
     sent = 0
 
@@ -87,3 +88,54 @@ def test_an_oversized_body_is_refused_and_the_server_goes_on(address: str) -> No
     except (httpx.WriteError, httpx.RemoteProtocolError):
         pass  # the server hung up while we were still sending
     assert httpx.get(f"{address}/health", timeout=30).json()["status"] == "ok"
+
+
+def test_a_serve_config_file_builds_the_application_from_plain_values(tmp_path: Path) -> None:
+    from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+
+    from transfusion.serve.app import build_app
+
+    args = {
+        "model": str(tmp_path),
+        "endpoint": {"max_batch_size": 4, "request_timeout_s": 60},
+        "resources": {"max_replicas": 2, "gpus_per_replica": 1},
+    }
+    built = call_user_app_builder_with_args_if_necessary(build_app, args)
+    deployment = built._bound_deployment
+    assert deployment.ray_actor_options["num_gpus"] == 1
+    config = deployment._deployment_config
+    assert config.max_ongoing_requests > 4
+    assert 0 < config.max_queued_requests < 1000
+    with pytest.raises(ValueError, match="max_batch_sise"):
+        call_user_app_builder_with_args_if_necessary(
+            build_app, args | {"endpoint": {"max_batch_sise": 4}}
+        )
+
+
+def test_keys_are_in_no_argument_of_the_application(tmp_path: Path, monkeypatch) -> None:
+    from transfusion.serve.app import AppArgs, build_app
+
+    monkeypatch.setenv("TRANSFUSION_API_KEYS", "canary-secret")
+    built = build_app(AppArgs(model=str(tmp_path)))
+    assert "canary-secret" not in repr(built._bound_deployment.init_args)
+
+
+def test_a_model_is_found_by_its_address_in_a_store(tmp_path: Path) -> None:
+    from tests.pipeline import commit
+    from transfusion.artifacts.publish import publish_folder
+    from transfusion.errors import ArtifactError
+    from transfusion.package import STAGE
+    from transfusion.serve.app import package_folder
+    from transfusion.stage import Made
+    from transfusion.storage.store import open_store
+
+    package = tiny_package(tmp_path / "tiny")
+    store = open_store(str(tmp_path / "store"))
+    uses = "transfusion.package"
+    files = publish_folder(store, f"{uses}/files", package)
+    artifact = commit(store, uses, STAGE, "c" * 64, {}, {}, Made(files=files))
+    found = package_folder(f"{tmp_path}/store/{artifact.path}")
+    assert (found / "config.json").read_bytes() == (package / "config.json").read_bytes()
+    assert package_folder(str(package)) == package
+    with pytest.raises(ArtifactError, match="is no model package"):
+        package_folder(str(tmp_path))
