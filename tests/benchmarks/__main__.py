@@ -1,7 +1,8 @@
 """Runs the benchmarks: `python -m tests.benchmarks [NAME ...] [--rounds N] [--documents N] [--out FILE]`.
 
 Prints a table, writes `benchmarks.json`, and exits with 1 when a bar does not hold. Everything runs in this one
-process on one thread, timed in its CPU seconds; two to three minutes, and as long again beside transfusion-pytorch.
+process on one thread, timed in its CPU seconds: two to three minutes, as long again beside
+transfusion-pytorch.
 """
 
 import argparse

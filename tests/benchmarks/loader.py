@@ -1,4 +1,4 @@
-"""Packed batches from a plan: beside a plain read of the same files, and beside the training that waits for them."""
+"""Packed batches from a plan: beside a plain read of the same files, and beside the training they feed."""
 
 import tempfile
 import time
@@ -10,7 +10,8 @@ import torch
 
 from tests.benchmarks.corpus import LATENT, NUM_PIECES, make_plan
 from tests.benchmarks.measure import Options, Result, take_turns
-from tests.benchmarks.worlds import Training, one_process
+from tests.benchmarks.steps import Training
+from tests.benchmarks.worlds import one_process
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.shards import row_entries
 from transfusion.ingest.reader import MixtureReader

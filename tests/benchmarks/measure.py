@@ -77,16 +77,21 @@ class Turns:
         return statistics.median(other / own for other, own in pairs)
 
 
-def take_turns(computations: Mapping[str, Callable[[], Any]], *, rounds: int) -> Turns:
+def take_turns(
+    computations: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> Turns:
     """Runs every computation once to warm up, then A, B, A, B ..."""
     for run in computations.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in computations}
     for _ in range(rounds):
         for name, run in computations.items():
-            began = time.process_time()
+            began = clock()
             run()
-            seconds[name].append(time.process_time() - began)
+            seconds[name].append(clock() - began)
     return Turns(seconds)
 
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks import rival
 from tests.benchmarks.batches import QUICKSTART, make_batch
 from tests.benchmarks.measure import Options, Products, Result, take_turns
-from tests.benchmarks.worlds import OneBatch, Training, one_process, with_precision
+from tests.benchmarks.steps import OneBatch, Training, with_precision
+from tests.benchmarks.worlds import one_process
 from transfusion.diffusion.schedules import add_noise, alphas_cumprod
 from transfusion.model.config import ModelConfig
 from transfusion.model.presets import PRESETS
