@@ -17,6 +17,10 @@ class TrainAutoencoderConfig(LoopConfig):
     lanes: int = Field(2, ge=1)
     """Equal parts of a batch; at most so many workers share the work."""
 
+    ema_decay: float = Field(0.99, ge=0, lt=1)
+    """Limit of the decay of the averaged weights, which are what comes out: a longer memory holds on to worse
+    weights of a short run (29.8 against 30.5 dB with 0.999, after 1,500 steps on drawn shapes)."""
+
     kl_weight: float = Field(1e-6, ge=0)
     """Weight of the KL term, summed over a latent, against the absolute error, summed over the pixels."""
 
