@@ -14,9 +14,10 @@ from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.statistics import LatentStatistics
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.format import PackageConfig
-from transfusion.sample.engine import Request, generate
+from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import TextPart
+from transfusion.sample.rows import Request
 from transfusion.sequence.layout import SequenceLayout
 
 STEPS, NEW_TOKENS, PREFIX = 25, 64, 64

@@ -14,9 +14,10 @@ from transfusion.model.config import ModelConfig
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.format import PackageConfig
-from transfusion.sample.engine import Request, generate
+from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import TextPart
+from transfusion.sample.rows import Request
 from transfusion.sequence.layout import SequenceLayout
 
 SIZE = rival.Size()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import transfusion.evaluate.judges as judges
 import transfusion.evaluate.run as body
 from tests.pipeline import commit, make, make_mixture
 from transfusion.artifacts.artifact import Artifact
@@ -197,8 +198,8 @@ def test_scores_are_those_of_what_was_drawn(made: dict[str, Artifact], monkeypat
             for index, (image, reference) in enumerate(zip(images, references, strict=True))
         ]
 
-    monkeypatch.setattr(body, "draw_prompts", draw)
-    monkeypatch.setattr(body, "describe", describe)
+    monkeypatch.setattr(judges, "draw_prompts", draw)
+    monkeypatch.setattr(judges, "describe", describe)
     evaluation = evaluate(made, seed=7)
     metrics = evaluation.manifest.content.metrics
     assert metrics["single_object.color_accuracy"] == 0.5

@@ -10,9 +10,10 @@ from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.diffusion.solvers import make_solver
 from transfusion.model.cache import KeyValueCache
 from transfusion.sample.denoise import draw_noise
-from transfusion.sample.engine import Request, generate
+from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, TextPart, read, read_tokens
+from transfusion.sample.rows import Request
 from transfusion.sequence.batch import assemble
 from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout

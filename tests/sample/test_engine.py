@@ -5,9 +5,10 @@ import torch
 from tests.tiny import LATENT, NUM_PIECES, QUICK, model_config, package_config
 from transfusion.model.images import EncodedImages
 from transfusion.model.transformer import TransfusionModel
-from transfusion.sample.engine import Request, Result, generate
+from transfusion.sample.engine import Result, generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, TextPart
+from transfusion.sample.rows import Request
 from transfusion.sequence.special import SpecialIds
 
 SPECIAL = SpecialIds.after(NUM_PIECES)

@@ -8,9 +8,9 @@ import torch
 
 from transfusion.evaluate.batches import Advance, in_batches
 from transfusion.evaluate.held_out import CaptionedImage
-from transfusion.sample.engine import Request
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart
+from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sampler
 
 

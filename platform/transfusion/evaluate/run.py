@@ -1,38 +1,25 @@
 """The body of the evaluate stage."""
 
-import json
-import logging
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.pixels import PixelRow, read_pixels
+from transfusion.artifacts.pixels import read_pixels
 from transfusion.artifacts.publish import publish_folder
-from transfusion.evaluate.batches import Advance, one_thread_each
-from transfusion.evaluate.captions import Described, describe
-from transfusion.evaluate.ceiling import mean_psnr_db, reconstruct, scene_metrics
+from transfusion.evaluate.batches import one_thread_each
 from transfusion.evaluate.config import EvaluateConfig
-from transfusion.evaluate.held_out import (
-    CaptionedImage,
-    held_out_images,
-    held_out_pixels_first,
-    text_documents,
+from transfusion.evaluate.held_out import CaptionedImage, held_out_images, held_out_pixels_first
+from transfusion.evaluate.judges import (
+    Evaluation,
+    judge_autoencoder,
+    judge_captions,
+    judge_drawings,
+    judge_text,
 )
-from transfusion.evaluate.pictures import draw_prompts, save_pictures, seed_of
-from transfusion.evaluate.shapes.detector import detect
 from transfusion.evaluate.shapes.prompts import Prompt, make_prompts
-from transfusion.evaluate.shapes.score import caption_metrics, image_metrics, score, score_caption
-from transfusion.evaluate.shapes.words import read_caption
-from transfusion.evaluate.text import HeldOutText, Unigram, bits_per_byte
 from transfusion.evaluate.validation import validation_losses
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
@@ -50,36 +37,6 @@ HEADLINES = (
     "text.unigram_bits_per_byte",
 )
 """Metrics that the log names; the artifact holds all."""
-
-
-@dataclass(kw_only=True)
-class Evaluation:
-    """What the parts of an evaluation share, and what they have found."""
-
-    config: EvaluateConfig
-    sampler: Sampler
-    mixture: Artifact
-    pixels: list[PixelRow]
-    """Those that were held out first."""
-    drawn_world: bool
-    folder: Path
-    workers: ThreadPoolExecutor
-    advance: Advance
-    log: logging.Logger
-    metrics: dict[str, float] = field(default_factory=dict)
-    timings: dict[str, float] = field(default_factory=dict)
-
-    def write(self, name: str, value: Any) -> None:
-        """Writes a JSON file beside the pictures."""
-        text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
-        (self.folder / name).write_text(text + "\n", encoding="utf-8")
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Records how long a part took."""
-        start = time.monotonic()
-        yield
-        self.timings[f"{name}_s"] = round(time.monotonic() - start, 3)
 
 
 def run(config: EvaluateConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
@@ -137,143 +94,10 @@ def _run(
     )
 
 
-def judge_drawings(evaluation: Evaluation, prompts: Sequence[Prompt | str]) -> None:
-    """Draws every prompt; those of the drawn world are scored."""
-    if not prompts:
-        return
-    config = evaluation.config
-    texts = [one if isinstance(one, str) else one.text for one in prompts]
-    with evaluation.timed("drawing"):
-        pictures = draw_prompts(
-            evaluation.sampler,
-            texts,
-            how=config,
-            seeds=[seed_of(config.seed, "drawing", index) for index in range(len(texts))],
-            workers=evaluation.workers,
-            batch_size=config.batch_size,
-            advance=evaluation.advance,
-        )
-    names = save_pictures(evaluation.folder / "samples", pictures)
-    records: list[dict[str, Any]] = [
-        {"file": name, "prompt": text} for name, text in zip(names, texts, strict=True)
-    ]
-    scored = [one for one in prompts if isinstance(one, Prompt)]
-    if scored:
-        verdicts = [
-            score(prompt, detect(picture)) for prompt, picture in zip(scored, pictures, strict=True)
-        ]
-        for record, prompt, verdict in zip(records, scored, verdicts, strict=True):
-            record |= {
-                "task": prompt.tag,
-                "correct": verdict.correct,
-                "color_correct": verdict.color_correct,
-                "shape_correct": verdict.shape_correct,
-                "count_correct": verdict.count_correct,
-                "position_correct": verdict.position_correct,
-                "reason": verdict.reason,
-                "metadata": prompt.metadata(),
-            }
-        evaluation.metrics |= image_metrics(scored, verdicts)
-    evaluation.write("samples.json", records)
-
-
-def judge_captions(evaluation: Evaluation, images: Sequence[CaptionedImage]) -> None:
-    """Describes held-out images; descriptions of the drawn world are scored."""
-    if not images:
-        return
-    config = evaluation.config
-    with evaluation.timed("captioning"):
-        described = describe(
-            evaluation.sampler,
-            images,
-            max_tokens=config.max_caption_tokens,
-            workers=evaluation.workers,
-            batch_size=config.batch_size,
-            advance=evaluation.advance,
-        )
-    records = [
-        {"key": one.key, "reference": one.reference, "caption": one.caption} for one in described
-    ]
-    _show(evaluation, images, records)
-    if evaluation.drawn_world:
-        verdicts = [_caption_verdict(one) for one in described]
-        for record, verdict in zip(records, verdicts, strict=True):
-            record |= {
-                "color_correct": verdict.color_correct,
-                "shape_correct": verdict.shape_correct,
-                "exact": verdict.exact,
-            }
-        evaluation.metrics |= caption_metrics(verdicts)
-    evaluation.write("captions.json", records)
-
-
-def judge_autoencoder(evaluation: Evaluation) -> None:
-    """PSNR, and the scores that perfect drawings would have: of real images and of reconstructions."""
-    rows = evaluation.pixels
-    if not rows:
-        return
-    originals = [row.pixels for row in rows]
-    with evaluation.timed("reconstruction"):
-        back = reconstruct(
-            evaluation.sampler.package.autoencoder,
-            originals,
-            batch_size=evaluation.config.batch_size,
-        )
-    evaluation.metrics["autoencoder.psnr_db"] = mean_psnr_db(originals, back)
-    scenes = [row.metadata for row in rows]
-    if all("objects" in scene for scene in scenes):
-        evaluation.metrics |= scene_metrics("real", scenes, originals)
-        evaluation.metrics |= scene_metrics("reconstruction", scenes, back)
-    shown = evaluation.config.num_shown
-    folder = evaluation.folder / "reconstructions"
-    names = zip(
-        save_pictures(folder, originals[:shown], "-original"),
-        save_pictures(folder, back[:shown], "-reconstruction"),
-        rows,
-        strict=False,
-    )
-    records = [
-        {"original": original, "reconstruction": copy, "key": row.key, "caption": row.caption}
-        for original, copy, row in names
-    ]
-    evaluation.write("reconstructions.json", records)
-
-
-def judge_text(evaluation: Evaluation) -> None:
-    """Held-out text in bits per byte, beside a unigram model of the text that was trained on."""
-    config, package = evaluation.config, evaluation.sampler.package
-    unigram = Unigram(package.config.num_pieces)
-    texts: list[HeldOutText] = []
-    learned = 0
-    for document, held_out in text_documents(evaluation.mixture):
-        ids = np.concatenate([*document.segments, np.zeros(0, np.int32)]).astype(np.int32)
-        if not held_out:
-            unigram.learn(ids)
-            learned += 1
-        elif len(ids) and len(texts) < config.num_text_documents:
-            head = ids[: config.max_document_tokens]
-            whole = len(head) == len(ids)
-            size = (
-                document.num_bytes
-                if whole
-                else len(package.tokenizer.decode(head.tolist()).encode())
-            )
-            texts.append(HeldOutText(head, size, whole))
-    if not texts:
-        if learned:
-            evaluation.log.info("no text document was held out: no bits per byte")
-        return
-    with evaluation.timed("text"):
-        evaluation.metrics["text.bits_per_byte"] = bits_per_byte(
-            package.model, texts, config=package.config, batch_size=16
-        )
-    evaluation.metrics["text.unigram_bits_per_byte"] = unigram.bits_per_byte(texts)
-
-
 def _prompts(
     config: EvaluateConfig,
     images: Sequence[CaptionedImage],
-    decode: Any,
+    decode: Callable[[Sequence[int]], str],
     *,
     drawn_world: bool,
 ) -> list[Prompt] | list[str]:
@@ -288,23 +112,3 @@ def _prompts(
             config.seed,
         )
     ]
-
-
-def _caption_verdict(one: Described) -> Any:
-    return score_caption(one.caption, read_caption(one.reference).looks(), one.reference)
-
-
-def _show(
-    evaluation: Evaluation, images: Sequence[CaptionedImage], records: list[dict[str, Any]]
-) -> None:
-    """Pictures of the first images described: as the model sees them, decoded from their latents."""
-    shown = images[: evaluation.config.num_shown]
-    if not shown:
-        return
-    autoencoder = evaluation.sampler.package.autoencoder
-    latents = autoencoder.normalize(torch.stack([one.latent for one in shown]))
-    pictures = list(autoencoder.decode(latents).cpu().numpy())
-    for record, name in zip(
-        records, save_pictures(evaluation.folder / "captions", pictures), strict=False
-    ):
-        record["file"] = name

@@ -9,8 +9,7 @@ A row's draws come from its own generator, so that batch mates change nothing bu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,19 +19,9 @@ from transfusion.model.cache import KeyValueCache
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.format import PackageConfig
 from transfusion.sample.denoise import Watch, draw_images
-from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, Part, TextPart, length_of, read, read_tokens
+from transfusion.sample.rows import FinishReason, Request, Row, check_request, room_for
 from transfusion.sample.text import next_tokens
-
-FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A prompt, opened by BOS, and how to go on from it."""
-
-    prompt: tuple[Part, ...]
-    params: SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,46 +39,6 @@ class Result:
     def images(self) -> list[Tensor]:
         """The normalised latents drawn."""
         return [part.latent for part in self.parts if isinstance(part, ImagePart)]
-
-
-@dataclass(slots=True)
-class _Row:
-    request: Request
-    length: int
-    generator: torch.Generator
-    state: Literal["text", "image", "done"] = "text"
-    finish_reason: FinishReason = "stop"
-    parts: list[Part] = field(default_factory=list)
-    pending: list[int] = field(default_factory=list)
-    num_tokens: int = 0
-    num_images: int = 0
-
-    def end(self, reason: FinishReason) -> None:
-        self.close_text()
-        self.state, self.finish_reason = "done", reason
-
-    def close_text(self) -> None:
-        if self.pending:
-            self.parts.append(TextPart(tuple(self.pending)))
-            self.pending = []
-
-
-def check_request(request: Request, config: PackageConfig) -> None:
-    """Refuses a prompt that the model's context cannot hold.
-
-    Raises:
-        ValueError: With the lengths.
-    """
-    params = request.params
-    used = length_of(request.prompt, config) + 1
-    image = config.num_patches + 2 if params.image_at_once else 1
-    if used + image > config.sequence_length:
-        raise ValueError(
-            f"the prompt takes {used} positions and what follows at least {image}: "
-            f"must be at most {config.sequence_length} together"
-        )
-    if params.image_at_once and not params.max_images:
-        raise ValueError("max_images must be at least 1 where modalities is only image, got 0")
 
 
 @torch.inference_mode()
@@ -118,13 +67,13 @@ def generate(
     cache = KeyValueCache.allocate(
         model.config,
         num_rows=len(requests),
-        capacity=max(_room(r.params, n, config) for r, n in zip(requests, lengths, strict=True)),
+        capacity=max(room_for(r.params, n, config) for r, n in zip(requests, lengths, strict=True)),
         device=weight.device,
         dtype=weight.dtype,
     )
     hidden = read(model, cache, prompts, lengths=[0] * len(requests), config=config)
     rows = [
-        _Row(request, length, torch.Generator().manual_seed(request.params.seed))
+        Row(request, length, torch.Generator().manual_seed(request.params.seed))
         for request, length in zip(requests, lengths, strict=True)
     ]
     for row in rows:
@@ -139,28 +88,11 @@ def generate(
     ]
 
 
-def _room(params: SamplingParams, length: int, config: PackageConfig) -> int:
-    image = config.num_patches + 2
-    if params.image_at_once:
-        return length + image
-    images = params.max_images * image if "image" in params.modalities else 0
-    return min(length + params.max_tokens + images, config.sequence_length)
-
-
-def _may_draw(row: _Row, config: PackageConfig) -> bool:
-    params = row.request.params
-    return (
-        "image" in params.modalities
-        and row.num_images < params.max_images
-        and row.length + config.num_patches + 2 <= config.sequence_length
-    )
-
-
 def _write_text(
     model: TransfusionModel,
     config: PackageConfig,
     cache: KeyValueCache,
-    rows: list[_Row],
+    rows: list[Row],
     hidden: Float[Tensor, "b d"],
     watch: Watch | None,
 ) -> None:
@@ -175,7 +107,7 @@ def _write_text(
                 watch()
             tokens = _sample(model, config, group, state)
             writes = [
-                row.state == "text" and _take(row, token, config)
+                row.state == "text" and row.take(token, config)
                 for row, token in zip(group, tokens, strict=True)
             ]
             if any(writes):
@@ -193,27 +125,8 @@ def _write_text(
             cache.put_rows(index, part)
 
 
-def _take(row: _Row, token: int, config: PackageConfig) -> bool:
-    """Moves a row on by its new token; whether the token is to be read."""
-    params = row.request.params
-    if token == config.special.eos:
-        row.end("stop")
-    elif token == config.special.boi:
-        row.close_text()
-        row.state = "image"
-    elif row.num_tokens == params.max_tokens:
-        row.end("length")
-    else:
-        row.pending.append(token)
-        row.num_tokens += 1
-        full = row.length + 1 >= config.sequence_length
-        if full or (row.num_tokens == params.max_tokens and not _may_draw(row, config)):
-            row.end("length")
-    return row.state == "text"
-
-
 def _sample(
-    model: TransfusionModel, config: PackageConfig, rows: list[_Row], hidden: Float[Tensor, "b d"]
+    model: TransfusionModel, config: PackageConfig, rows: list[Row], hidden: Float[Tensor, "b d"]
 ) -> list[int]:
     params = [row.request.params for row in rows]
     # Greedy and finished rows draw nothing: a row's draws are its own.
@@ -235,12 +148,12 @@ def _sample(
     return [int(token) for token in tokens.tolist()]
 
 
-def _allowed(rows: list[_Row], config: PackageConfig, vocab_size: int) -> Bool[Tensor, "b v"]:
+def _allowed(rows: list[Row], config: PackageConfig, vocab_size: int) -> Bool[Tensor, "b v"]:
     """PAD, BOS and EOI are never sampled (EOI is appended by rule); BOI while an image may still be drawn."""
     special = config.special
     allowed = torch.ones((len(rows), vocab_size), dtype=torch.bool)
     allowed[:, [special.pad, special.bos, special.eoi]] = False
-    allowed[:, special.boi] = torch.tensor([_may_draw(row, config) for row in rows])
+    allowed[:, special.boi] = torch.tensor([row.may_draw(config) for row in rows])
     return allowed
 
 
@@ -248,7 +161,7 @@ def _draw_images(
     model: TransfusionModel,
     config: PackageConfig,
     cache: KeyValueCache,
-    rows: list[_Row],
+    rows: list[Row],
     hidden: Float[Tensor, "b d"],
     watch: Watch | None,
 ) -> None:

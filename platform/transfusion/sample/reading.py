@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -77,14 +78,14 @@ def read(
             if isinstance(part, ImagePart) and config.layout.image_attention == "bidirectional":
                 hi[b, start + 1 : at - 1] = at - 1 + lengths[b]
         last.append(at - 1)
-    columns = torch.arange(longest)
-    real = columns <= torch.tensor(last)[:, None]
-    positions = torch.where(real, columns + torch.tensor(lengths)[:, None], 0)
+    columns = rearrange(torch.arange(longest), "q -> 1 q")
+    real = columns <= rearrange(torch.tensor(last), "b -> b 1")
+    positions = torch.where(real, columns + rearrange(torch.tensor(lengths), "b -> b 1"), 0)
     hidden = model.embed_tokens(ids.to(device))
     if latents:
         clean = torch.stack(latents).to(device)
         encoded = model.encode_images(clean, torch.zeros(len(latents), dtype=torch.long).to(device))
-        patches = encoded.patches.flatten(0, 1).to(hidden.dtype)
+        patches = rearrange(encoded.patches, "m p d -> (m p) d").to(hidden.dtype)
         hidden = hidden.index_put(
             (torch.tensor(patch_rows, device=device), torch.tensor(patch_columns, device=device)),
             patches,
@@ -110,19 +111,19 @@ def read_tokens(
 ) -> Float[Tensor, "b d"]:
     """Reads one token a row; rows that do not write take part and are left as they were."""
     device = cache.keys.device
-    at = torch.tensor(lengths)
-    writing = torch.tensor(writes)
+    at = rearrange(torch.tensor(lengths), "b -> b 1")
+    writing = rearrange(torch.tensor(writes), "b -> b 1")
     hi = torch.where(writing, at + 1, 1)
     step = CacheStep.plan(
         cache,
-        slots=torch.where(writing, at, cache.dummy_slot).to(device)[:, None],
-        lo=torch.zeros_like(hi)[:, None].to(device),
-        hi=hi[:, None].to(device),
+        slots=torch.where(writing, at, cache.dummy_slot).to(device),
+        lo=torch.zeros_like(hi).to(device),
+        hi=hi.to(device),
         num_keys=int(hi.max()),
     )
     out = model.transform(
-        model.embed_tokens(ids.to(device)[:, None]),
-        position_ids=at.to(device)[:, None],
+        model.embed_tokens(rearrange(ids, "b -> b 1").to(device)),
+        position_ids=at.to(device),
         attention=step,
     )
-    return out[:, 0]
+    return rearrange(out, "b 1 d -> b d")

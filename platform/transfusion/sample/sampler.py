@@ -12,9 +12,10 @@ from jaxtyping import UInt8
 
 from transfusion.package.load import Package
 from transfusion.sample.denoise import Watch
-from transfusion.sample.engine import FinishReason, Request, generate
+from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, Part, TextPart
+from transfusion.sample.rows import FinishReason, Request
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Segment = str | np.ndarray

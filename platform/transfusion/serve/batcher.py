@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from transfusion.sample.engine import Request
+from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sample
 
 Answer = Callable[[Sequence[Request], Callable[[], None]], list[Sample]]

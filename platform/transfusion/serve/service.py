@@ -11,8 +11,8 @@ import torch
 
 from transfusion.errors import SpecError
 from transfusion.package.load import load_package
-from transfusion.sample.engine import Request, check_request
 from transfusion.sample.params import MAX_SEED, SamplingParams, params_with
+from transfusion.sample.rows import Request, check_request
 from transfusion.sample.sampler import Sample, Sampler
 from transfusion.serve.batcher import Batcher, QueueFullError
 from transfusion.serve.config import EndpointConfig

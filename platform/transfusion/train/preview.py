@@ -14,9 +14,10 @@ from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.format import PackageConfig
-from transfusion.sample.engine import Request, generate
+from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import TextPart
+from transfusion.sample.rows import Request
 from transfusion.sequence.batch import PackedBatch
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
