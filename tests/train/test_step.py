@@ -15,6 +15,8 @@ from tests.train.worlds import (
     in_world,
     result_file,
     rows,
+    stop_after_four_steps,
+    train,
     train_and_keep,
 )
 from transfusion.model.transformer import TransfusionModel
@@ -100,6 +102,13 @@ def test_any_number_of_workers_takes_the_steps_of_plain_torch(world, plain, work
     averaged = load(result_file(tmp_path, outcome, "ema.safetensors"))
     for name, tensor in zip(weights, average, strict=True):
         torch.testing.assert_close(averaged[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+def test_a_run_that_two_workers_began_is_finished_by_one(world, plain, tmp_path):
+    with pytest.raises(Exception, match="InterruptedError"):
+        in_world(2, stop_after_four_steps, tmp_path)
+    outcome = train(tmp_path)
+    assert [row["loss"] for row in rows(tmp_path, outcome)] == pytest.approx(plain[0], rel=2e-5)
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 3, 8, 12])

@@ -165,6 +165,11 @@ def train_and_keep(folder: Path) -> None:
         (folder / "outcome.json").write_text(json.dumps(outcome))
 
 
+def stop_after_four_steps(folder: Path) -> None:
+    """For `in_world`: a run that ends as a crash would."""
+    train(folder, stop_after=4 if dist.get_rank() == 0 else None)
+
+
 class DyingSource(MadeUpSource):
     """Kills its own process, once, as the kernel does when memory runs out."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -137,6 +138,12 @@ def gather(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if dist.get_rank() == 0:
             whole[name] = full.detach().cpu().clone()
     return whole
+
+
+def fill(model: nn.Module, weights: dict[str, Any]) -> None:
+    """Sets a sharded model's weights from whole ones that rank 0 holds; the others hand in nothing."""
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
+    set_model_state_dict(model, weights, options=options)
 
 
 def all_sum(values: Mapping[str, float], *, device: torch.device) -> dict[str, float]:

@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from transfusion.diffusion.schedules import add_noise, alphas_cumprod
 from transfusion.model.transformer import TransfusionModel
@@ -27,6 +27,7 @@ from transfusion.train.parallel import (
     AveragedWeights,
     all_sum,
     data_mesh,
+    fill,
     gather,
     lanes_of,
     set_precision,
@@ -83,16 +84,17 @@ class TransformerTrainee:
         self._device = device
         self._special = SpecialIds.after(num_pieces)
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
-        with torch.device("meta"):
-            model = TransfusionModel(
-                config.model, vocab_size=self._special.vocab_size, latent_channels=latent_channels
-            )
-        # Drawn whole on CPU, one model a rank, then sharded: the weights do not depend on the number of ranks.
-        model.to_empty(device="cpu")
-        model.init_weights(config.seed)
+        model = self._new_model(config, latent_channels, on="meta")
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        model.to(device)
         shard(model, blocks=model.blocks, mesh=data_mesh(device), precision=config.precision)
+        model.to_empty(device=device)
+        weights: dict[str, Tensor] = {}
+        if dist.get_rank() == 0:
+            # Drawn whole, on CPU, by one rank: the weights do not depend on the number of ranks.
+            whole = self._new_model(config, latent_channels, on="cpu")
+            whole.init_weights(config.seed)
+            weights = whole.state_dict()
+        fill(model, weights)
         self.model: nn.Module = model
         self._schedule = alphas_cumprod(
             config.objective.schedule, config.objective.num_timesteps
@@ -103,6 +105,14 @@ class TransformerTrainee:
         # One thread touches the source: it reads the next step's batches while this one is computed.
         self._reading = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._ahead: dict[int, Future[list[PackedBatch]]] = {}
+
+    def _new_model(self, config: TrainConfig, latent_channels: int, *, on: str) -> TransfusionModel:
+        with torch.device(on):
+            return TransfusionModel(
+                config.model,
+                vocab_size=self._special.vocab_size,
+                latent_channels=latent_channels,
+            )
 
     def forward_backward(self, step: int) -> StepResult:
         """Gradients of LM + weight x diffusion of global batch `step`."""
