@@ -104,15 +104,21 @@ def repeat_for(run: Callable[[], Any], *, seconds: float) -> int:
 
 
 class Products(TorchDispatchMode):
-    """Records every matrix product and convolution of what runs under it, to run them again bare.
+    """Records the matrix products, convolutions and attention kernels of what runs under it, to run them bare.
 
     Their time on inputs of the same shapes, strides and types, with nothing in between, is the least that the
     computation can take with these products: the roof that a step is compared with.
     """
 
-    _NAMES = (
-        "aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm",
-        "aten::convolution", "aten::convolution_backward",
+    _NAMES = frozenset(
+        f"aten::{name}"
+        for name in (
+            "mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward",
+            "_scaled_dot_product_flash_attention_for_cpu",
+            "_scaled_dot_product_flash_attention_for_cpu_backward",
+            # In inference mode these come whole.
+            "linear", "matmul", "conv2d", "scaled_dot_product_attention",
+        )
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -136,6 +142,8 @@ class Products(TorchDispatchMode):
                 func(*args, **kwargs)
 
     def _like(self, tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
         key = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key not in self._made:
             self._made[key] = torch.empty_strided(
