@@ -43,15 +43,20 @@ def make_batch(packing: Packing, *, seed: int = 0) -> PackedBatch:
     """A full batch: no padding, no empty image slot, no empty text row."""
     rng = np.random.default_rng(seed)
     sequences = [_sequence(packing, rng) for _ in range(packing.sequences)]
-    arguments = {
-        "layout": packing.layout,
-        "special": SpecialIds.after(packing.num_pieces),
-        "sequence_length": packing.length,
-        "image_slots": packing.images * packing.sequences,
-        "latent_shape": packing.latent,
-    }
-    loose = assemble(sequences, text_rows=packing.sequences * packing.length, **arguments)
-    return assemble(sequences, text_rows=int(loose.text_weight.sum()), **arguments)
+
+    def fit(text_rows: int) -> PackedBatch:
+        return assemble(
+            sequences,
+            layout=packing.layout,
+            special=SpecialIds.after(packing.num_pieces),
+            sequence_length=packing.length,
+            image_slots=packing.images * packing.sequences,
+            text_rows=text_rows,
+            latent_shape=packing.latent,
+        )
+
+    loose = fit(packing.sequences * packing.length)
+    return fit(int(loose.text_weight.sum()))
 
 
 def density(batch: PackedBatch) -> float:
@@ -61,14 +66,14 @@ def density(batch: PackedBatch) -> float:
 
 
 def _sequence(packing: Packing, rng: np.random.Generator) -> list[Document[ImageInput]]:
-    documents = []
+    documents: list[Document[ImageInput]] = []
     left = packing.length
     for _ in range(packing.images):
         caption = TextSpan(_ids(packing, rng, packing.caption_tokens))
         latent, noise = rng.standard_normal((2, *packing.latent), dtype=np.float32)
         image = ImageInput(latent=latent, noise=noise, timestep=int(rng.integers(1000)))
-        sides = (packing.layout.patches(side) for side in packing.latent[1:])
-        document = Document((caption, ImageSpan(*sides, image)))
+        height, width = (packing.layout.patches(side) for side in packing.latent[1:])
+        document = Document((caption, ImageSpan(height, width, image)))
         left -= packing.layout.document_length(document)
         documents.append(document)
     if left < 0:

@@ -67,7 +67,7 @@ def _shard(
     )
     (descriptor,) = open_listing(listing).shards
     busy = _Timed(worker._autoencoder.encode)
-    worker._autoencoder.encode = busy  # type: ignore[method-assign]
+    worker._autoencoder.encode = busy  # type: ignore[method-assign, assignment]
     seconds, shares = [], []
     for attempt in range(options.rounds + 1):
         busy.seconds = 0.0
