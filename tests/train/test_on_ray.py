@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 
 import pytest
 
@@ -25,13 +26,14 @@ def fit(folder, marker):
 
 
 def test_a_killed_worker_costs_steps_but_changes_nothing(ray_cluster, tmp_path, caplog):
-    """Two workers; one is killed at step 4; the group starts again from step 4's checkpoint."""
+    """Two workers; one is killed near step 4; the group starts again from the newest checkpoint."""
     folder = tmp_path / "killed"
     folder.mkdir()
     with caplog.at_level(logging.INFO, "transfusion"):
         made = fit(folder, marker=str(tmp_path / "marker"))
     assert (tmp_path / "marker").exists()
-    assert "resumed after step 4 of 6" in caplog.text
+    # Batches are read ahead, so the kill falls before or after step 4's checkpoint.
+    assert re.search("resumed after step [24] of 6", caplog.text)
     outcome = {"files": [file.model_dump() for file in made.files]}
 
     in_world(2, train_and_keep, tmp_path)
