@@ -35,11 +35,7 @@ def set_precision(precision: Precision, *, device: torch.device, cpu_threads: in
         if precision == "bf16" and not cpu_has_bf16():
             log.warning(
                 "precision bf16: this CPU has no bf16 arithmetic and emulates it, about 50 times slower than "
-                "fp32; use fp32 here"
-            )
-        elif inner and not cpu_has_bf16():
-            log.info(
-                "precision %s: this CPU has no bf16 arithmetic; it computes in fp32", precision
+                "fp32; use fp32 or fp32_bf16_inner here"
             )
 
 

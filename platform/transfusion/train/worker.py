@@ -249,6 +249,7 @@ def _follow(
     def follow() -> None:
         with context.progress(total=steps, unit=unit) as progress:
             told: dict[tuple[str, int], int] = {}
+            said: set[str] = set()
             begun = False
             while True:
                 ended = stop.wait(POLL_S / 2)
@@ -264,7 +265,10 @@ def _follow(
                     # A worker that was restarted begins its messages anew.
                     source = (place, status["pid"])
                     for level, line in status["messages"][told.get(source, 0) :]:
-                        context.log.log(level, line)
+                        # What every rank warns of is said once.
+                        if line not in said:
+                            context.log.log(level, line)
+                        said.add(line)
                     told[source] = len(status["messages"])
                     if place == keys[0]:
                         if not begun:
