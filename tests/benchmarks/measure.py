@@ -144,7 +144,8 @@ class Products(TorchDispatchMode):
     def _like(self, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point():
             return tensor
-        key = (tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        # One for each place in memory: weights that do not fit a cache must be read here too.
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if key not in self._made:
             self._made[key] = torch.empty_strided(
                 tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device

@@ -74,7 +74,7 @@ def run(options: Options) -> list[Result]:
     turns = take_turns(runs, rounds=options.rounds)
     for kind, unit, number, bars in (
         ("image", "s/image", 1, (0.5, 0.6)),
-        ("text", "ms/token", NEW_TOKENS, (0.15, 0.2)),
+        ("text", "ms/token", NEW_TOKENS, (0.25, 0.3)),
     ):
         scale = 1e3 if unit == "ms/token" else 1.0
         for count, bar in zip((1, 4), bars, strict=True):

@@ -24,7 +24,7 @@ from transfusion.sequence.special import SpecialIds
 from transfusion.train.loop_config import Precision
 from transfusion.train.parallel import cpu_has_bf16
 
-PRECISIONS: dict[Precision, float] = {"fp32": 0.65, "fp32_bf16_inner": 0.4, "bf16": 0.3}
+PRECISIONS: dict[Precision, float] = {"fp32": 0.5, "fp32_bf16_inner": 0.4, "bf16": 0.3}
 """The least share of the step that is to be spent in products."""
 
 SIZE = rival.Size()
