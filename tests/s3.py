@@ -41,7 +41,10 @@ def serve_s3(folder: Path) -> Iterator[dict[str, str]]:
     )  # fmt: skip
     try:
         for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", port), timeout=1),
+            ):
                 break
             time.sleep(0.1)
         yield environment

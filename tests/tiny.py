@@ -67,10 +67,10 @@ def tiny_model(
     )
     model.init_weights(seed)
     with torch.no_grad():
-        # Fresh weights hardly attend: make what is far matter, so that a wrong mask or position shows.
+        # Make what is far matter, so that a wrong mask or position shows.
         for name, parameter in model.named_parameters():
             if "attention" in name and parameter.ndim == 2:
-                parameter.mul_(8)
+                parameter.mul_(1.6)
             if name in ("head.weight", "up.conv_out.weight", "up.project.weight"):
                 parameter.mul_(4)
     return model.eval()

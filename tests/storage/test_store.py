@@ -84,7 +84,9 @@ def test_of_racing_local_creators_exactly_one_is_told_that_it_won(tmp_path: Path
 
 def test_the_probe_tells_what_protection_there_is(store: Store) -> None:
     # rclone ignores conditional creation; local disk has hard links.
-    assert store.probe() == ("last-writer-wins" if store.uri.startswith("s3") else "conditional-create")
+    assert store.probe() == (
+        "last-writer-wins" if store.uri.startswith("s3") else "conditional-create"
+    )
     assert not list(store.list(""))
 
 
