@@ -1,7 +1,6 @@
 """A folder of hostile files and a hostile text file go through the data stages: nothing is lost, nothing stops."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 import pytest

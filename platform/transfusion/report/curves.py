@@ -6,7 +6,7 @@ A metrics file has one JSON row a line: {"step", "kind": "train"|"validation", "
 import json
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Point(NamedTuple):
@@ -40,7 +40,7 @@ def read_metrics(data: bytes) -> Metrics:
     return metrics
 
 
-def _add(curves: dict[str, Curve], row: dict, part: str) -> None:
+def _add(curves: dict[str, Curve], row: dict[str, Any], part: str) -> None:
     for name, value in row.get(part, {}).items():
         if isinstance(value, int | float) and math.isfinite(value):
             curves.setdefault(name, []).append(Point(float(row["step"]), float(value)))
