@@ -6,6 +6,7 @@ Axes: b = images, h w = pixels, c i j = latent.
 """
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +19,15 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from transfusion.autoencoder.config import AutoencoderConfig
-from transfusion.autoencoder.statistics import LatentStatistics
+from transfusion.autoencoder.statistics import FILE_NAME, LatentStatistics
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import sha256_file
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+FILES = (CONFIG_NAME, WEIGHTS_NAME, FILE_NAME)
+"""What an autoencoder is; an artifact's metrics and pictures lie beside them."""
+
 INITIAL_LOG_VARIANCE = -6.0
 
 
@@ -200,12 +204,8 @@ def posterior(network: Any, signal: Float[Tensor, "b 3 h w"]) -> Posterior:
 
 def folder_digest(folder: Path) -> str:
     """Identity of an autoencoder's folder by content."""
-    import hashlib
-
-    from transfusion.autoencoder.statistics import FILE_NAME
-
     digest = hashlib.sha256()
-    for name in (CONFIG_NAME, WEIGHTS_NAME, FILE_NAME):
+    for name in FILES:
         digest.update(f"{name} {sha256_file(folder / name)}\n".encode())
     return digest.hexdigest()
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from transfusion.autoencoder.autoencoder import FILES
 from transfusion.package.card import model_card
 from transfusion.package.format import (
     AUTOENCODER,
@@ -46,11 +47,10 @@ def write_package(
         tensors = {key: parameters[key].detach().cpu().contiguous() for key in sorted(parameters)}
         save_file(tensors, folder / WEIGHT_FILES[name], metadata={"format": "pt"})
     (folder / TOKENIZER).write_bytes(tokenizer)
-    for place in sorted(autoencoder.rglob("*")):
-        if place.is_file():
-            target = folder / AUTOENCODER / place.relative_to(autoencoder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(place, target)
+    # Not the folder whole: durations in the metrics beside them would give a model other bytes every time.
+    (folder / AUTOENCODER).mkdir()
+    for name in FILES:
+        shutil.copyfile(autoencoder / name, folder / AUTOENCODER / name)
     (folder / CARD).write_text(model_card(config, weights=weights), encoding="utf-8")
     places = sorted(place for place in folder.rglob("*") if place.is_file())
     files = {
