@@ -49,8 +49,8 @@ def write_package(
     (folder / TOKENIZER).write_bytes(tokenizer)
     # Not the folder whole: durations in the metrics beside them would give a model other bytes every time.
     (folder / AUTOENCODER).mkdir()
-    for name in FILES:
-        shutil.copyfile(autoencoder / name, folder / AUTOENCODER / name)
+    for part in FILES:
+        shutil.copyfile(autoencoder / part, folder / AUTOENCODER / part)
     (folder / CARD).write_text(model_card(config, weights=weights), encoding="utf-8")
     places = sorted(place for place in folder.rglob("*") if place.is_file())
     files = {
