@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +34,30 @@ IMAGE = {
 }
 TEXT = {"modalities": ("text",), "max_tokens": NEW_TOKENS, "temperature": 0.0}
 
+
+@dataclass(frozen=True)
+class _Case:
+    kind: str
+    count: int
+    bar: float
+    """Least share of its time in bare products."""
+
+    @property
+    def unit(self) -> str:
+        return "s/image" if self.kind == "image" else "ms/token"
+
+    @property
+    def scale(self) -> float:
+        return (1.0 if self.kind == "image" else 1e3 / NEW_TOKENS) / self.count
+
+
+CASES = (
+    _Case("image", 1, 0.5),
+    _Case("image", 4, 0.6),
+    _Case("text", 1, 0.25),
+    _Case("text", 4, 0.3),
+)
+
 LIMITS = {
     # The prefix once; BOI and every denoising step for both branches of guidance.
     "image": PREFIX + 2 + 2 * STEPS * PATCHES,
@@ -45,65 +70,49 @@ def run(options: Options) -> list[Result]:
     """An image and a text of 64 tokens, alone and four at a time."""
     torch.set_num_threads(1)
     model, config = make_model()
+    rivals = _rival() if rival.is_here() else {}
     results = []
-    runs: dict[str, Callable[[], Any]] = {}
-    for kind, params in (("image", IMAGE), ("text", TEXT)):
-        for count in (1, 4):
-            sample = sampling(model, config, params, count=count)
-            with counted(model) as seen:
-                sample()
-            limit = count * LIMITS[kind]
-            if count == 1:
-                results.append(
-                    Result(
-                        name=f"sampler, tokens through the transformer, {kind}",
-                        value=seen[0],
-                        unit="tokens",
-                        reference=limit,
-                        ratio=limit / seen[0],
-                        bar=1.0,
-                        against="the least there can be",
-                    )
-                )
-            with torch.inference_mode(), Products() as products:
-                sample()
-            runs[f"{kind} {count}"] = sample
-            runs[f"{kind} {count} products"] = products.run
-    if rival.is_here():
-        runs |= _rival()
-    turns = take_turns(runs, rounds=options.rounds)
-    for kind, unit, number, bars in (
-        ("image", "s/image", 1, (0.5, 0.6)),
-        ("text", "ms/token", NEW_TOKENS, (0.25, 0.3)),
-    ):
-        scale = 1e3 if unit == "ms/token" else 1.0
-        for count, bar in zip((1, 4), bars, strict=True):
-            name = f"{kind} {count}"
-            share = scale / count / number
+    for case in CASES:
+        params = IMAGE if case.kind == "image" else TEXT
+        sample = sampling(model, config, params, count=case.count)
+        with counted(model) as seen:
+            sample()
+        if case.count == 1:
+            results.append(_least(case.kind, seen[0]))
+        with torch.inference_mode(), Products() as products:
+            sample()
+        others = [("its own products, bare", products.run, case.bar)]
+        if (case.kind, case.count) in rivals:
+            method, run_rival = rivals[case.kind, case.count]
+            others.append((f"transfusion-pytorch, {method}", run_rival, 2.0))
+        # Two at a time: what ran before leaves its traces in the caches.
+        for against, other, bar in others:
+            turns = take_turns({"ours": sample, "other": other}, rounds=options.rounds)
             results.append(
                 Result(
-                    name=f"sampler, {kind}, {count} at a time",
-                    value=turns.median(name) * share,
-                    unit=unit,
-                    reference=turns.median(f"{name} products") * share,
-                    ratio=1 / turns.ratio(f"{name} products", name),
+                    name=f"sampler, {case.kind}, {case.count} at a time",
+                    value=turns.median("ours") * case.scale,
+                    unit=case.unit,
+                    reference=turns.median("other") * case.scale,
+                    ratio=turns.ratio("ours", "other"),
                     bar=bar,
-                    against="its own products, bare",
+                    against=against,
                 )
             )
-            for other in (other for other in turns.seconds if other.startswith(f"{name} rival")):
-                results.append(
-                    Result(
-                        name=f"sampler, {kind}, {count} at a time",
-                        value=turns.median(name) * share,
-                        unit=unit,
-                        reference=turns.median(other) * share,
-                        ratio=turns.ratio(name, other),
-                        bar=2.0,
-                        against=f"transfusion-pytorch, {other.split(' rival ')[1]}",
-                    )
-                )
     return results
+
+
+def _least(kind: str, seen: int) -> Result:
+    limit = LIMITS[kind]
+    return Result(
+        name=f"sampler, tokens through the transformer, {kind}",
+        value=seen,
+        unit="tokens",
+        reference=limit,
+        ratio=limit / seen,
+        bar=1.0,
+        against="the least there can be",
+    )
 
 
 def make_model() -> tuple[TransfusionModel, PackageConfig]:
@@ -160,7 +169,7 @@ def counted(model: TransfusionModel) -> Iterator[list[int]]:
         handle.remove()
 
 
-def _rival() -> dict[str, Callable[[], Any]]:
+def _rival() -> dict[tuple[str, int], tuple[str, Callable[[], Any]]]:
     model = rival.make_rival(SIZE).eval()
     if importlib.util.find_spec("loguru"):
         from loguru import logger
@@ -183,10 +192,11 @@ def _rival() -> dict[str, Callable[[], Any]]:
         return without_bars
 
     return {
-        "image 1 rival sample_one": quiet(lambda: model.sample_one(prompt, **image)),
-        "image 4 rival sample_many": quiet(lambda: model.sample_many([prompt] * 4, **image)),
-        "text 1 rival sample_one with a cache": quiet(
-            lambda: model.sample_one(prompt, cache_kv=True, **text)
+        ("image", 1): ("sample_one", quiet(lambda: model.sample_one(prompt, **image))),
+        ("image", 4): ("sample_many", quiet(lambda: model.sample_many([prompt] * 4, **image))),
+        ("text", 1): (
+            "sample_one with a cache",
+            quiet(lambda: model.sample_one(prompt, cache_kv=True, **text)),
         ),
-        "text 4 rival sample_many": quiet(lambda: model.sample_many([prompt] * 4, **text)),
+        ("text", 4): ("sample_many", quiet(lambda: model.sample_many([prompt] * 4, **text))),
     }
