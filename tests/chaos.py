@@ -40,10 +40,12 @@ def run_job(
     kill_after_s: float | None,
     driver_only: bool,
     environment: Mapping[str, str] | None = None,
+    until: str | None = None,
 ) -> Outcome:
     """Runs the job; kills it after that time unless it has ended by then."""
     mark = uuid.uuid4().hex
     command = [sys.executable, "-m", "transfusion.cli", "run", str(job), *overrides]
+    command += ["--until", until] if until else []
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(

@@ -176,8 +176,8 @@ def test_the_job_server_answers_nobody_without_the_token(cluster):
     assert status_of(url, cluster.token_file.read_text()) == 200
 
 
-def test_a_job_runs_on_a_cluster_without_our_packages_and_only_once(
-    cluster, address, job, tmp_path
+def test_the_smoke_job_runs_on_a_cluster_without_our_packages_and_only_once(
+    cluster, address, tmp_path
 ):
     lacking = subprocess.run(
         ["python", "-c", "import transfusion"], env=cluster.environment, cwd=tmp_path, check=False,
@@ -185,19 +185,20 @@ def test_a_job_runs_on_a_cluster_without_our_packages_and_only_once(
     )  # fmt: skip
     assert "No module named 'transfusion'" in lacking.stderr, "the control: the cluster lacks them"
 
-    first = submit(job, address=address)
-    second = submit(job, address=address)
+    smoke, overrides = REPOSITORY / "jobs" / "smoke.yaml", [f"store={tmp_path / 'store'}"]
+    first = submit(smoke, overrides, address=address)
+    second = submit(smoke, overrides, address=address)
     name = first.split()[1]
-    assert first.startswith("submitted tiny-")
+    assert first.startswith("submitted smoke-")
     assert second.startswith(f"{name} is there already")
     printed = wait_until_ended(address, name)
-    third = submit(job, address=address)
+    third = submit(smoke, overrides, address=address)
     assert "succeeded; nothing was started" in third, printed
     assert ids(address).count(name) == 1
-    assert len(list((tmp_path / "store").glob("data_pipelines.*/*/manifest.json"))) == len(STAGES)
+    assert len(list((tmp_path / "store").glob("transfusion.report/*/manifest.json"))) == 1
 
     whole = "".join(logs(name, address=address))
-    assert "docs" in whole
+    assert "report.html" in whole
     assert whole.startswith(printed[:200])
     assert len(whole) == len(printed), "following gives every character once"
     assert "is not running: SUCCEEDED" in cancel(name, address=address)

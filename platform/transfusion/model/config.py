@@ -8,6 +8,8 @@ from transfusion.config import Config
 
 AdapterName = Literal["linear", "unet"]
 TimeEmbedding = Literal["patch", "mlp"]
+PatchPositions = Literal["raster", "sinusoidal_2d"]
+NoisySkipName = Literal["none", "gated"]
 
 
 class UNetConfig(Config):
@@ -59,6 +61,13 @@ class ModelConfig(Config):
 
     unet: UNetConfig = UNetConfig()
     """The U-Net adapter, where it is chosen."""
+
+    patch_positions: PatchPositions = "raster"
+    """What a patch is told of its place: its rank in the sequence alone, or row and column as well."""
+
+    noisy_skip: NoisySkipName = "none"
+    """Whether the noisy latent goes past everything to the output, weighed by gains of t. The paper has none;
+    a short run needs it (`model.skip`)."""
 
     query_block: int = Field(default=32, ge=1)
     """Queries that share one slice of keys on CPU."""

@@ -43,7 +43,7 @@ def _std(name: str, shape: torch.Size, depth: int) -> float:
         return 1.0
     if name.startswith("head."):
         return HEAD_STD
-    if name.startswith(("down.", "up.")):
+    if name.startswith(("down.", "up.", "skip.")):
         # Adapters take their scale from the width that comes in: a patch of 32 numbers at .02 would be lost.
         scale = 1.0 / math.sqrt(math.prod(shape[1:]))
         return 0.1 * scale if _START_SMALL.fullmatch(name) else scale

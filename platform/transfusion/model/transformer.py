@@ -18,6 +18,8 @@ from transfusion.model.cache import CacheStep
 from transfusion.model.config import ModelConfig
 from transfusion.model.images import EncodedImages
 from transfusion.model.initial import initialize
+from transfusion.model.positions import sinusoid_2d
+from transfusion.model.skip import NoisySkip
 from transfusion.sequence.batch import PackedBatch
 
 
@@ -47,6 +49,7 @@ class TransfusionModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.up = UP[config.adapter](config, latent_channels)
+        self.skip = NoisySkip(latent_channels) if config.noisy_skip == "gated" else None
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
 
     def init_weights(self, seed: int) -> None:
@@ -88,7 +91,14 @@ class TransfusionModel(nn.Module):
         self, noisy: Float[Tensor, "m c h w"], timesteps: Int[Tensor, " m"]
     ) -> EncodedImages:
         """Vectors of the patches of noisy latents. Once a denoising step, for all branches of guidance."""
-        return self.down(noisy, timesteps)
+        encoded = self.down(noisy, timesteps)
+        patches, skips = encoded.patches, encoded.skips
+        if self.config.patch_positions == "sinusoidal_2d":
+            where = sinusoid_2d(encoded.grid, patches.shape[2], device=patches.device)
+            patches = patches + where.to(patches.dtype)
+        if self.skip is not None:
+            skips = (noisy, *skips)
+        return EncodedImages(patches=patches, skips=skips, grid=encoded.grid)
 
     def transform(
         self,
@@ -124,7 +134,11 @@ class TransfusionModel(nn.Module):
         Args:
             encoded: Of the same step; its `for_branches` when the branches of guidance are stacked.
         """
-        return self.up(hidden, timesteps, encoded)
+        if self.skip is None:
+            return self.up(hidden, timesteps, encoded)
+        noisy, *skips = encoded.skips
+        output = self.up(hidden, timesteps, encoded._replace(skips=tuple(skips)))
+        return self.skip(output, noisy, timesteps)
 
     def logits(self, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r v"]:
         """Scores of the next token."""
