@@ -76,7 +76,10 @@ def test_five_mistakes_are_five_messages_with_places_and_remedies(tmp_path: Path
     ("stages", "told"),
     [
         ({"a": {"uses": "os"}}, "no stage 'os'"),
-        ({"a": {"uses": "data_pipelines.pixels"}}, "needs this input"),
+        (
+            {"a": {"uses": "data_pipelines.pixels", "config": {"image_size_px": 32}}},
+            "needs this input",
+        ),
         ({}, "at least 1"),
         ({"a": {"uses": "data_pipelines.sources.python_docs", "inputs": {"x": "a"}}}, "has no such input"),
     ],
