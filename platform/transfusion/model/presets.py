@@ -38,6 +38,8 @@ PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
             num_heads=5,
             adapter="unet",
             unet=UNetConfig(channels=(48, 96), time_dim=128),
+            patch_positions="sinusoidal_2d",
+            noisy_skip="gated",
         ),
         "tiny": ModelConfig(
             dim=64,
