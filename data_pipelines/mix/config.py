@@ -72,7 +72,9 @@ class MixConfig(Config):
             )
         if len(sources) > 100:
             raise ValueError(f"a mixture holds at most 100 sources, got {len(sources)}")
-        return sources
+        # By name, as canonical JSON has them: shards are numbered in this order, and a job that lists its
+        # sources in another order is the same job.
+        return dict(sorted(sources.items()))
 
 
 def raw_input(config: MixConfig) -> list[JSON]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.mix.config import MixConfig, check
+from data_pipelines.mix.config import MixConfig, MixSource, check
 from tests.pipeline import make, make_mixture
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import References, read_mixture
@@ -213,3 +213,18 @@ def test_a_reference_survives_its_sixteen_bytes() -> None:
 def test_a_mixture_with_no_rejects_says_so(mixture: Artifact) -> None:
     assert mixture_rejects(mixture) == []
     assert read_rejects(mixture.input("latents")).num_rows == 0
+
+
+def test_the_order_in_which_a_job_lists_its_sources_does_not_matter() -> None:
+    """Shards are numbered source by source, and a manifest keeps its keys sorted."""
+    values = {
+        "sequence_length": 64,
+        "sequences_per_micro_batch": 1,
+        "lanes": 1,
+        "num_steps": 1,
+        "seed": 0,
+    }
+    pairs, glosses = MixSource(tokens="captions", latents="latents"), MixSource(tokens="tokens")
+    one = MixConfig(sources={"pairs": pairs, "glosses": glosses}, **values)
+    other = MixConfig(sources={"glosses": glosses, "pairs": pairs}, **values)
+    assert list(one.sources) == list(other.sources) == ["glosses", "pairs"]
