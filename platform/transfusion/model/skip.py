@@ -1,8 +1,8 @@
 """The noisy latent as the outermost skip: the prediction is weighed against the input by gains of t.
 
 At high noise the answer is nearly the input, which norms and matrices can only approach, and that error hides
-what the caption could add. Measured on drawn shapes (2.4 M parameters, U-Net): the loss at t = 900 was as low
-after 100 steps as after 1,250 without it, and captions were heeded where without it they were not.
+what the caption could add. Measured on drawn shapes (2.4 M parameters, U-Net, one seed, all else equal): after
+200 steps the loss at t = 900 was .0143 with it and .0356 without, and only with it did captions move the loss.
 
 Axes: m = images, c h w = latent.
 """
