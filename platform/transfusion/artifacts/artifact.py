@@ -38,11 +38,16 @@ class Artifact:
         """Constants of its kind."""
         return self.manifest.content.metadata
 
+    @functools.cached_property
+    def _by_name(self) -> dict[str, FileEntry]:
+        # A manifest may list a hundred thousand files, and readers ask for each.
+        return {file.name: file for file in self.manifest.content.files}
+
     def entry(self, name: str) -> FileEntry:
         """The file of that name. Raises ArtifactError, listing some names, when there is none."""
-        for file in self.manifest.content.files:
-            if file.name == name:
-                return file
+        found = self._by_name.get(name)
+        if found is not None:
+            return found
         names = ", ".join(file.name for file in self.manifest.content.files[:8])
         raise ArtifactError(
             f"{self.store.url(self.path)}: holds no file {name!r}; it holds {names}"
