@@ -14,6 +14,7 @@ from data_pipelines.decode import Reject as Undecodable
 from data_pipelines.decode import center_crop_resize, decode_image
 from data_pipelines.documents import Document, Image, Rejected
 from data_pipelines.limits import DecodeLimits
+from data_pipelines.perceptual_hash import perceptual_hash
 from transfusion.artifacts.shards import Reject
 
 
@@ -27,6 +28,8 @@ class LoadedImage:
     """Of the source bytes."""
     original_height: int
     original_width: int
+    phash: int
+    """Perceptual hash of the pixels."""
     pixels: UInt8[np.ndarray, "h w 3"]
 
     @property
@@ -85,11 +88,13 @@ def _load(
         pixels = decode_image(image.data, limits)
     except Undecodable as reject:
         return Reject(document.key, reject.reason, f"{image.name}: {reject.detail}")
+    square = center_crop_resize(pixels, image_size_px)
     return LoadedImage(
         document=document,
         image_index=index,
         sha256=hashlib.sha256(image.data).digest(),
         original_height=pixels.shape[0],
         original_width=pixels.shape[1],
-        pixels=center_crop_resize(pixels, image_size_px),
+        phash=perceptual_hash(square),
+        pixels=square,
     )

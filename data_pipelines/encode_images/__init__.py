@@ -11,6 +11,6 @@ STAGE = Stage(
     },
     output="latents",
     body="data_pipelines.encode_images.run:run",
-    version=1,
+    version=2,
     summary="The images of a listing to latents.",
 )

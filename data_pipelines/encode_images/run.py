@@ -136,6 +136,7 @@ class EncodeShard:
                 original_height=image.original_height,
                 original_width=image.original_width,
                 sha256=image.sha256,
+                phash=image.phash,
             )
 
 

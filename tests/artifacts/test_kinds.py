@@ -58,6 +58,7 @@ def test_latents_come_back_bit_by_bit_sorted_by_key_and_index() -> None:
             original_height=20,
             original_width=30,
             sha256=sha(f"{key}{index}"),
+            phash=2**64 - 1 - index,
         )
         for key, index in [("b", 1), ("b", 0), ("a", 0)]
     ]
@@ -68,7 +69,7 @@ def test_latents_come_back_bit_by_bit_sorted_by_key_and_index() -> None:
         assert row.mean.tobytes() == given.mean.tobytes()
         assert row.std.tobytes() == given.std.tobytes()
         assert row.mean.shape == (4, 2, 3)
-        assert row.sha256 == given.sha256
+        assert (row.sha256, row.phash) == (given.sha256, given.phash)
     # The order in which rows were made does not show in the file.
     assert parquet_bytes(latents_table(rows)) == parquet_bytes(latents_table(rows[::-1]))
 

@@ -100,6 +100,7 @@ def _latents(root: Path, rng: np.random.Generator, count: int) -> Artifact:
                 original_height=32,
                 original_width=32,
                 sha256=hashlib.sha256(f"image {number}".encode()).digest(),
+                phash=int(rng.integers(0, 2**64, dtype=np.uint64)),
             )
             for number, mean in zip(numbers, means, strict=True)
         ]

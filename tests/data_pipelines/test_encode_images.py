@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from data_pipelines.encode_images.run import EncodeShard
+from data_pipelines.perceptual_hash import perceptual_hash
 from data_pipelines.shards import in_process
 from tests.pipeline import make, make_autoencoder
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.latents import LatentRow, latent_rows
+from transfusion.artifacts.latents import LATENTS_INDEX, LatentRow, latent_rows
 from transfusion.artifacts.pixels import read_pixels
-from transfusion.artifacts.shards import read_rejects, row_entries
+from transfusion.artifacts.shards import index_entries, read_rejects, row_entries
 from transfusion.artifacts.tables import load_table
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.errors import ArtifactError
@@ -66,7 +67,12 @@ def test_a_latent_is_the_posterior_of_its_image(tmp_path: Path) -> None:
         np.testing.assert_allclose(row.mean, alone.mean[0].numpy(), atol=2e-3, rtol=2e-3)
         np.testing.assert_allclose(row.std, alone.std[0].numpy(), atol=2e-3, rtol=2e-3)
         assert row.sha256 == pixel.sha256
+        assert row.phash == perceptual_hash(pixel.pixels)
         assert (row.original_height, row.original_width) == (32, 32)
+    for shard_id, entry in index_entries(latents).items():
+        index = load_table(latents.store, entry)
+        whole = load_table(latents.store, row_entries(latents)[shard_id], list(LATENTS_INDEX))
+        assert index == whole
     assert latents.metadata["latent_channels"] == 8
     assert (latents.metadata["latent_height"], latents.metadata["latent_width"]) == (8, 8)
 

@@ -22,10 +22,13 @@ LATENTS_SCHEMA = pa.schema(
         ("original_height", pa.int32()),  # pixels of the source, after rotation by EXIF
         ("original_width", pa.int32()),
         ("sha256", pa.binary(32)),  # of the source bytes
+        ("phash", pa.uint64()),  # perceptual hash of the pixels that were encoded
     ]
 )
 LATENTS_RAW = ("mean", "std", "sha256")
-LATENTS_INDEX = ("key", "image_index", "sha256")
+LATENTS_INDEX = (
+    "key", "image_index", "height", "width", "original_height", "original_width", "sha256", "phash",
+)  # fmt: skip
 """The columns from which a mixture is planned."""
 
 
@@ -40,6 +43,7 @@ class LatentRow:
     original_height: int
     original_width: int
     sha256: bytes
+    phash: int
 
 
 def latents_table(rows: Sequence[LatentRow]) -> pa.Table:
@@ -56,6 +60,7 @@ def latents_table(rows: Sequence[LatentRow]) -> pa.Table:
             "original_height": [row.original_height for row in ordered],
             "original_width": [row.original_width for row in ordered],
             "sha256": [row.sha256 for row in ordered],
+            "phash": [row.phash for row in ordered],
         },
         schema=LATENTS_SCHEMA,
     )
@@ -75,6 +80,7 @@ def latent_rows(table: pa.Table, channels: int) -> list[LatentRow]:
                 original_height=record["original_height"],
                 original_width=record["original_width"],
                 sha256=record["sha256"],
+                phash=record["phash"],
             )
         )
     return rows
