@@ -6,10 +6,11 @@ c h w = latent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor
 
 from transfusion.sequence.document import Document, ImageInput, TextSpan
@@ -65,6 +66,26 @@ class PackedBatch:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSlots:
+    """The images of a batch in the order in which they lie in its sequences; slots behind them stay zero."""
+
+    latents: Float32[np.ndarray, "m c h w"]
+    noise: Float32[np.ndarray, "m c h w"]
+    timesteps: Int64[np.ndarray, " m"]
+    drop_caption: Bool[np.ndarray, " m"]
+
+    @classmethod
+    def empty(cls, count: int, latent_shape: tuple[int, int, int]) -> "ImageSlots":
+        """Slots to be filled in place: latents are large, and are not to be copied once more."""
+        return cls(
+            latents=np.zeros((count, *latent_shape), np.float32),
+            noise=np.zeros((count, *latent_shape), np.float32),
+            timesteps=np.zeros(count, np.int64),
+            drop_caption=np.zeros(count, bool),
+        )
+
+
 def assemble(
     sequences: Sequence[Sequence[Document[ImageInput]]],
     *,
@@ -77,50 +98,83 @@ def assemble(
 ) -> PackedBatch:
     """A batch of the documents that were packed into each sequence; an empty sequence is all padding.
 
-    A position has a text target when it is no patch and no BOI and the next position is of the same document.
-    So BOI is a target (it is how the model decides to draw) and EOI never is (it is appended by rule):
-
-        BOS c1 c2 BOI p p EOI EOS      c1 c2 BOI - - - EOS -
-
     Args:
         latent_shape: Channels, height and width of every latent.
 
     Raises:
         ValueError: A sequence, the image slots or the text rows overflow, or a latent has another shape.
     """
-    num_patches = layout.num_patches(latent_shape[1], latent_shape[2])
-    rows = [
-        _lay_out(documents, special, sequence_length, layout, num_patches)
+    images = [
+        span.reference
         for documents in sequences
+        for document in documents
+        for span in document.spans
+        if not isinstance(span, TextSpan)
     ]
-    images = [image for row in rows for image in row.images]
+    if len(images) > image_slots:
+        raise ValueError(f"{len(images)} images for {image_slots} image slots")
+    slots = ImageSlots.empty(image_slots, latent_shape)
+    for slot, image in enumerate(images):
+        if image.latent.shape != latent_shape or image.noise.shape != latent_shape:
+            raise ValueError(
+                f"latent {image.latent.shape}, noise {image.noise.shape}: must be {latent_shape}"
+            )
+        slots.latents[slot], slots.noise[slot] = image.latent, image.noise
+        slots.timesteps[slot], slots.drop_caption[slot] = image.timestep, image.drop_caption
+    return assemble_slots(
+        sequences,
+        slots,
+        layout=layout,
+        special=special,
+        sequence_length=sequence_length,
+        text_rows=text_rows,
+    )
+
+
+def assemble_slots(
+    sequences: Sequence[Sequence[Document[Any]]],
+    slots: ImageSlots,
+    *,
+    layout: SequenceLayout,
+    special: SpecialIds,
+    sequence_length: int,
+    text_rows: int,
+) -> PackedBatch:
+    """A batch whose images are in their slots: the first image of the first document in slot 0, and so on.
+
+    The batch shares the memory of the slots. A position has a text target when it is no patch and no BOI and
+    the next position is of the same document. So BOI is a target (it is how the model decides to draw) and EOI
+    never is (it is appended by rule):
+
+        BOS c1 c2 BOI p p EOI EOS      c1 c2 BOI - - - EOS -
+
+    Raises:
+        ValueError: A sequence, the slots or the text rows overflow.
+    """
+    image_slots = len(slots.latents)
+    num_patches = layout.num_patches(*slots.latents.shape[2:])
+    rows: list[_Row] = []
+    num_images = 0
+    for documents in sequences:
+        dropped = slots.drop_caption[num_images:]
+        rows.append(_lay_out(documents, dropped, special, sequence_length, layout, num_patches))
+        num_images += len(rows[-1].places)
     targets = np.concatenate(
         [s * sequence_length + row.target_positions for s, row in enumerate(rows)]
         or [np.zeros(0, np.int64)]
     )
-    if len(images) > image_slots:
-        raise ValueError(f"{len(images)} images for {image_slots} image slots")
     if len(targets) > text_rows:
         raise ValueError(f"{len(targets)} text targets for {text_rows} text rows")
 
-    latents = np.zeros((image_slots, *latent_shape), np.float32)
-    noise = np.zeros_like(latents)
-    timesteps = np.zeros(image_slots, np.int64)
     image_weight = np.zeros(image_slots, np.float32)
-    past_the_end = len(rows) * sequence_length
-    image_positions = np.full((image_slots, num_patches), past_the_end, np.int64)
-    slot = 0
-    for s, row in enumerate(rows):
-        for place, image in zip(row.places, row.images, strict=True):
-            if image.latent.shape != latent_shape or image.noise.shape != latent_shape:
-                raise ValueError(
-                    f"latent {image.latent.shape}, noise {image.noise.shape}: must be {latent_shape}"
-                )
-            latents[slot], noise[slot] = image.latent, image.noise
-            timesteps[slot], image_weight[slot] = image.timestep, 1.0
-            first = s * sequence_length + place.boi + 1
-            image_positions[slot] = np.arange(first, first + num_patches)
-            slot += 1
+    image_weight[:num_images] = 1.0
+    image_positions = np.full((image_slots, num_patches), len(rows) * sequence_length, np.int64)
+    first_patches = [
+        s * sequence_length + place.boi + 1 for s, row in enumerate(rows) for place in row.places
+    ]
+    image_positions[:num_images] = (
+        np.array(first_patches, np.int64)[:, None] + np.arange(num_patches)[None]
+    )
 
     token_ids = np.stack([row.token_ids for row in rows])
     ranges = [
@@ -145,9 +199,9 @@ def assemble(
         position_ids=torch.from_numpy(np.stack([r.position_ids for r in ranges])),
         lo=torch.from_numpy(np.stack([r.lo for r in ranges])),
         hi=torch.from_numpy(np.stack([r.hi for r in ranges])),
-        latents=torch.from_numpy(latents),
-        noise=torch.from_numpy(noise),
-        timesteps=torch.from_numpy(timesteps),
+        latents=torch.from_numpy(slots.latents),
+        noise=torch.from_numpy(slots.noise),
+        timesteps=torch.from_numpy(slots.timesteps),
         image_positions=torch.from_numpy(image_positions),
         image_weight=torch.from_numpy(image_weight),
         text_rows=torch.from_numpy(row_index),
@@ -162,11 +216,11 @@ class _Row:
     target_positions: Int[np.ndarray, " k"]
     document_lengths: list[int]
     places: list[ImagePlace]
-    images: list[ImageInput]
 
 
 def _lay_out(
-    documents: Sequence[Document[ImageInput]],
+    documents: Sequence[Document[Any]],
+    dropped: Bool[np.ndarray, " _"],
     special: SpecialIds,
     sequence_length: int,
     layout: SequenceLayout,
@@ -180,7 +234,6 @@ def _lay_out(
     token_ids = np.full(sequence_length, special.pad, np.int64)
     has_target = np.zeros(sequence_length, bool)
     places: list[ImagePlace] = []
-    images: list[ImageInput] = []
     start = 0
     for document, length in zip(documents, lengths, strict=True):
         end = start + length
@@ -199,11 +252,10 @@ def _lay_out(
                     f"an image of {span.height_patches} x {span.width_patches} patches "
                     f"where the latents have {num_patches}"
                 )
-            image = span.reference
-            places.append(
-                ImagePlace(boi=at, num_patches=num_patches, drop_caption=image.drop_caption)
-            )
-            images.append(image)
+            if len(places) == len(dropped):
+                raise ValueError(f"more images than the {len(dropped)} image slots that are left")
+            drop_caption = bool(dropped[len(places)])
+            places.append(ImagePlace(boi=at, num_patches=num_patches, drop_caption=drop_caption))
             token_ids[at] = special.boi
             has_target[at : at + 1 + num_patches] = False
             at += layout.image_length(num_patches)
@@ -216,5 +268,4 @@ def _lay_out(
         target_positions=np.flatnonzero(has_target),
         document_lengths=lengths,
         places=places,
-        images=images,
     )
