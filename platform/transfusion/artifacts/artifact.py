@@ -98,12 +98,23 @@ class Artifact:
 
 
 def verified(store: Store, entry: FileEntry) -> Path:
-    """A local file of which size and sha256 were compared with the manifest's."""
+    """A local file of which size and sha256 were compared with the manifest's.
+
+    Raises:
+        ArtifactError: The stored bytes are not those that were committed. A local copy that was altered in the
+            cache is fetched again first.
+    """
     place = store.local(entry.path)
-    stat = place.stat()
-    if stat.st_size != entry.bytes or not _matches(place, stat.st_mtime_ns, entry.sha256):
-        raise ArtifactError(_altered(store, entry))
+    if not _fits(place, entry):
+        place = store.local(entry.path, fresh=True)
+        if not _fits(place, entry):
+            raise ArtifactError(_altered(store, entry))
     return place
+
+
+def _fits(place: Path, entry: FileEntry) -> bool:
+    stat = place.stat()
+    return stat.st_size == entry.bytes and _matches(place, stat.st_mtime_ns, entry.sha256)
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -40,7 +40,8 @@ class LocalStore(Store):
     def put_file(self, path: str, source: Path) -> None:
         self._place(path, lambda temporary: shutil.copyfile(source, temporary), exclusive=False)
 
-    def local(self, path: str) -> Path:
+    def local(self, path: str, *, fresh: bool = False) -> Path:
+        del fresh
         place = self._at(path)
         if not place.is_file():
             raise ArtifactError(f"{self.url(path)}: there is no such object")

@@ -53,8 +53,12 @@ class Store(ABC):
         """Copies a local file in; whole or not at all."""
 
     @abstractmethod
-    def local(self, path: str) -> Path:
-        """A local file with the object's bytes: the object itself on disk, a cached copy from S3."""
+    def local(self, path: str, *, fresh: bool = False) -> Path:
+        """A local file with the object's bytes: the object itself on disk, a cached copy from S3.
+
+        Args:
+            fresh: Fetch it again even if there is a copy: what lies in a cache may have been altered there.
+        """
 
     @abstractmethod
     def exists(self, path: str) -> bool:
