@@ -1,60 +1,108 @@
-"""Planning a mixture from lengths: time and size a document."""
+"""Planning a mixture from lengths: time, memory, size of a reference, ratio and padding.
 
+Each plan is made in a process of its own, so that its memory is its own:
+`python -m tests.benchmarks planning --documents 10000000` is the promise at its full size, and takes minutes.
+"""
+
+import json
+import resource
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
+from typing import Any
 
-from tests.benchmarks.corpus import made_up_inputs, plan
-from tests.benchmarks.measure import Options, Result, take_turns
-from transfusion.artifacts.shards import index_entries
+from tests.benchmarks.lengths import MIX, made_up_index, positions_of
+from tests.benchmarks.measure import Options, Result
+from tests.pipeline import make
+from transfusion.artifacts.artifact import Artifact, open_artifact
 from transfusion.artifacts.tables import load_table
+from transfusion.storage.store import open_store
 
-POSITIONS_PER_STEP = 2 * 5 * 256
+SECONDS_A_DOCUMENT = 180 / 10**7
+MIB_A_DOCUMENT = 4096 / 10**7
+FIXED_MIB = 400
+"""Of a process that has imported torch, Arrow and what tests need."""
 
 
 def run(options: Options) -> list[Result]:
-    """An epoch of documents, nine of ten of them captioned images."""
-    pairs = options.documents * 9 // 10
-    texts = options.documents - pairs
-    steps = max(1, (pairs * 29 + texts * 302) // POSITIONS_PER_STEP)
+    """An epoch of documents, four of five of them captioned images; and of a fifth as many."""
+    whole, part = (planned(count) for count in (options.documents, options.documents // 5))
+    seconds, references = whole["cpu_s"], whole["references"]
+    named = f"planning, {options.documents:,} documents"
+    memory = whole["peak_mib"] - FIXED_MIB
+    growth = (seconds - part["cpu_s"]) / (0.8 * options.documents)
+    return [
+        _at_most(named, seconds / options.documents * 1e6, "us CPU/document", 18.0, "180 s for 10^7"),
+        _at_most(f"{named}, peak memory", memory, "MiB over a bare process",
+                 max(MIB_A_DOCUMENT * options.documents - FIXED_MIB, 200.0), "4 GiB for 10^7"),
+        _at_most("planning, size of a reference", whole["bytes"] / references, "bytes", 16.0, "two words"),
+        _at_most("planning, ratio error in windows of 64", whole["largest_ratio_error_in_64"] * 100, "%", 0.5,
+                 "0.5%"),
+        _at_most("planning, ratio error overall", whole["ratio_error"] * 100, "%", 0.01, "0.01%"),
+        _at_most("planning, padding", whole["padding"] * 100, "%", 1.0, "1%"),
+        _at_most("planning, cost of one more document", growth * 1e6, "us CPU/document",
+                 1.25 * seconds / options.documents * 1e6, "a quarter over the mean: linear"),
+    ]  # fmt: skip
+
+
+def _at_most(name: str, value: float, unit: str, limit: float, against: str) -> Result:
+    ratio = limit / max(value, limit / 1000)
+    return Result(
+        name=name, value=value, unit=unit, reference=limit, ratio=ratio, bar=1.0, against=against
+    )
+
+
+def planned(documents: int, **changed: Any) -> dict[str, Any]:
+    """Figures of one plan; `changed` goes to the mixture's config."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
-        inputs = made_up_inputs(root, num_pairs=pairs, num_texts=texts)
-        config = {"num_steps": steps, "held_out_fraction": 0.001}
-        mixture = plan(root, inputs, **config)
+        pairs = documents * 4 // 5
+        inputs = made_up_index(root, num_pairs=pairs, num_texts=documents - pairs)
+        order = {
+            "root": str(root),
+            "inputs": {role: f"{artifact.path}/manifest.json" for role, artifact in inputs.items()},
+            "config": {**MIX, "num_steps": positions_of(documents) // (4096 * 64), **changed},
+        }
+        command = [sys.executable, "-m", "tests.benchmarks.planning", json.dumps(order)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        return json.loads(done.stdout.splitlines()[-1])
 
-        def planned() -> None:
-            plan(root, inputs, **config)
 
-        def read() -> None:
-            for artifact in inputs.values():
-                for entry in index_entries(artifact).values():
-                    load_table(artifact.store, entry)
+def _measure(order: dict[str, Any]) -> dict[str, Any]:
+    root = Path(order["root"])
+    store = open_store(str(root))
+    inputs = {role: open_artifact(store, path) for role, path in order["inputs"].items()}
+    began, cpu_began = time.perf_counter(), time.process_time()
+    mixture = make(root, "data_pipelines.mix", order["config"], inputs)
+    figures = {
+        "seconds": time.perf_counter() - began,
+        "cpu_s": time.process_time() - cpu_began,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    return figures | mixture.manifest.content.metrics | _sizes(mixture)
 
-        turns = take_turns({"planned": planned, "read": read}, rounds=min(options.rounds, 2))
-        sequences = 10 * steps
-        files = [f for f in mixture.manifest.content.files if f.name.startswith("train/")]
-        references = sum(
-            len(value) // 16
-            for file in files
-            for value in load_table(mixture.store, file)["references"].to_pylist()
+
+def _sizes(mixture: Artifact) -> dict[str, float]:
+    files = [file for file in mixture.manifest.content.files if file.name.startswith("train/")]
+    references = sum(
+        load_table(mixture.store, file)["references"].combine_chunks().buffers()[2].size // 16
+        for file in files
+    )
+    statistics = mixture.metadata["statistics"].values()
+    positions = sum(source["positions"] for source in statistics)
+    weights = sum(source["weight"] for source in mixture.metadata["sources"].values())
+    error = max(
+        abs(
+            mixture.metadata["statistics"][name]["positions"] / positions
+            - source["weight"] / weights
         )
+        for name, source in mixture.metadata["sources"].items()
+    )
     size = sum(file.bytes for file in files)
-    return [
-        Result(
-            name=f"planning, {options.documents:,} documents, {sequences:,} sequences",
-            value=references / turns.median("planned"),
-            unit="references/s",
-            reference=options.documents / turns.median("read"),
-            ratio=references / turns.median("planned") / (options.documents / turns.median("read")),
-            against="reading the index tables alone, documents/s",
-        ),
-        Result(
-            name="planning, size of a reference",
-            value=size / references,
-            unit="bytes",
-            reference=16.0,
-            ratio=16.0 * references / size,
-            bar=0.8,
-            against="two words",
-        ),
-    ]
+    return {"bytes": size, "references": references, "ratio_error": error}
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(json.loads(sys.argv[1]))))
