@@ -11,6 +11,6 @@ STAGE = Stage(
     },
     output="tokens",
     body="data_pipelines.tokenize_text.run:run",
-    version=1,
+    version=2,
     summary="The text of a listing to token ids.",
 )

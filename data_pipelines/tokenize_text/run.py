@@ -15,7 +15,7 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
 from transfusion.artifacts.shards import INDEX, REJECTS, ROWS, Reject, count_reasons, rejects_table
-from transfusion.artifacts.tokens import TOKENS_INDEX, TOKENS_RAW, TokenRow, tokens_table
+from transfusion.artifacts.tokens import TOKENS_RAW, TokenRow, index_table, tokens_table
 from transfusion.stage import Made, StageContext
 from transfusion.storage.store import Store
 from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
@@ -60,7 +60,7 @@ class TokenizeShard:
         self._pool = ShardPool(store, pool)
 
     def make(self, task: ShardTask) -> ShardRecord:
-        """Columns out: those of `TOKENS_SCHEMA`."""
+        """Columns out: those of `TOKENS_SCHEMA`; in the index also the documents' metadata."""
         rows: list[TokenRow] = []
         rejects: list[Reject] = []
         keys: set[str] = set()
@@ -74,12 +74,11 @@ class TokenizeShard:
             else:
                 keys.add(document.key)
                 rows.append(tokenize(document, self._tokenizer))
-        table = tokens_table(rows)
         return self._pool.commit(
             task.key,
             {
-                ROWS: table,
-                INDEX: table.select(TOKENS_INDEX),
+                ROWS: tokens_table(rows),
+                INDEX: index_table(rows),
                 REJECTS: rejects_table(rejects),
             },
             outcomes=Outcomes(
@@ -99,4 +98,5 @@ def tokenize(document: Document, tokenizer: Tokenizer) -> TokenRow:
         segments=tuple(tokenizer.encode_all(texts)),
         content=hashlib.sha256("\0".join(texts).encode()).digest(),
         num_bytes=sum(len(text.encode()) for text in texts),
+        metadata=document.metadata,
     )

@@ -7,6 +7,7 @@ have about as many positions when four of five documents are images.
 import hashlib
 import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ from transfusion.artifacts.latents import LATENTS_SCHEMA
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.shards import INDEX
 from transfusion.artifacts.tables import store_table
-from transfusion.artifacts.tokens import TOKENS_SCHEMA
+from transfusion.artifacts.tokens import META, TOKENS_SCHEMA
 from transfusion.stage import Made
 from transfusion.storage.store import Store, open_store
 
@@ -78,21 +79,26 @@ def _keys(first: int, count: int) -> pa.Array:
 def _tokens(rng: np.random.Generator, keys: pa.Array, *, layout: str, mean: int) -> pa.Table:
     count = len(keys)
     lengths = rng.lognormal(np.log(mean) - 0.32, 0.8, count).astype(np.int32) + 1
-    columns = {
+    columns: dict[str, Any] = {
         "key": keys,
         "layout": pa.array([layout]).take(pa.array(np.zeros(count, np.int32))),
         "lengths": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32), lengths),
         "content": _digests(rng, count),
     }
-    fields = [TOKENS_SCHEMA.field(name) for name in columns]
-    return pa.table(columns, schema=pa.schema(fields))
+    table = pa.table(columns, schema=pa.schema([TOKENS_SCHEMA.field(name) for name in columns]))
+    return table.append_column(f"{META}score", pa.array(rng.normal(5, 1, count)))
 
 
 def _latents(rng: np.random.Generator, keys: pa.Array) -> pa.Table:
     columns = {
         "key": keys,
         "image_index": np.zeros(len(keys), np.int16),
+        "height": np.full(len(keys), LATENT[1], np.int16),
+        "width": np.full(len(keys), LATENT[2], np.int16),
+        "original_height": rng.integers(200, 2000, len(keys), dtype=np.int32),
+        "original_width": rng.integers(200, 2000, len(keys), dtype=np.int32),
         "sha256": _digests(rng, len(keys)),
+        "phash": rng.integers(0, 2**64, len(keys), dtype=np.uint64),
     }
     return pa.table(columns, schema=pa.schema([LATENTS_SCHEMA.field(name) for name in columns]))
 

@@ -12,7 +12,7 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.pool import ShardPool
 from transfusion.artifacts.shards import row_entries
 from transfusion.artifacts.tables import load_table
-from transfusion.artifacts.tokens import TokenRow, token_rows
+from transfusion.artifacts.tokens import MAX_META_COLUMNS, TokenRow, index_table, token_rows
 from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
 
 SHAPES = "data_pipelines.sources.shapes"
@@ -121,6 +121,54 @@ def test_a_crash_between_data_and_record_leaves_no_trace(
     again = make(tmp_path / "b", TOKENIZE, {}, inputs, launch=in_process)
     assert again.manifest.digest == whole.manifest.digest
     assert len({row.key for row in rows_of(again)}) == len(rows_of(again)) == 24
+
+
+def row(key: str, **metadata: object) -> TokenRow:
+    return TokenRow(
+        key=key, layout="t", segments=(), content=bytes(32), num_bytes=0, metadata=metadata
+    )
+
+
+def test_metadata_becomes_columns_of_the_index_each_of_one_type() -> None:
+    table = index_table(
+        [
+            row(
+                "b",
+                score=5,
+                licence="cc0",
+                safe=True,
+                width=3,
+                size=2**70,
+                mixed=1,
+                nested={"a": 1},
+            ),
+            row("a", score=4.5, safe=None, width=-(2**63), mixed="x", nested=[1]),
+            row("c", mixed=False, **{"odd \ud800 name": "odd \ud800 text"}),
+        ]
+    )
+    assert table["key"].to_pylist() == ["a", "b", "c"]
+    types = {
+        field.name.removeprefix("meta."): str(field.type)
+        for field in table.schema
+        if field.name.startswith("meta.")
+    }
+    assert types == {
+        "licence": "string", "mixed": "string", "odd \\ud800 name": "string", "safe": "bool",
+        "score": "double", "size": "double", "width": "int64",
+    }  # fmt: skip
+    assert table["meta.score"].to_pylist() == [4.5, 5.0, None]
+    assert table["meta.mixed"].to_pylist() == ["x", "1", "false"]
+    assert table["meta.safe"].to_pylist() == [None, True, None]
+    assert table["meta.width"].to_pylist() == [-(2**63), 3, None]
+    assert table["meta.odd \\ud800 name"].to_pylist() == [None, None, "odd \\ud800 text"]
+
+
+def test_of_too_many_metadata_columns_the_frequent_ones_stay() -> None:
+    often = {f"often {n}": n for n in range(MAX_META_COLUMNS - 1)}
+    table = index_table([row("a", **often, rare=1, rarer_by_name=2), row("b", **often)])
+    names = {name.removeprefix("meta.") for name in table.column_names}
+    assert names >= {*often, "rare"}
+    assert "rarer_by_name" not in names
 
 
 @pytest.mark.ray

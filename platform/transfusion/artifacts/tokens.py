@@ -1,14 +1,20 @@
 """Kind `tokens`: documents as token ids, one row a document, sorted by key.
 
-Metadata: `num_pieces`, the pieces of the tokenizer; ids of the special tokens follow them.
+Metadata: `num_pieces`, the pieces of the tokenizer; ids of the special tokens follow them. What a source knows
+of a document (its score, language, licence) stands in the index table alone, as columns `meta.<name>`.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int32
+
+from transfusion.config import JSON
 
 TOKENS_SCHEMA = pa.schema(
     [
@@ -22,7 +28,13 @@ TOKENS_SCHEMA = pa.schema(
 )
 TOKENS_RAW = ("ids", "content")
 TOKENS_INDEX = ("key", "layout", "lengths", "content")
-"""The columns from which a mixture is planned."""
+"""The columns from which a mixture is planned, beside those of the metadata."""
+
+META = "meta."
+"""What the names of metadata columns begin with."""
+
+MAX_META_COLUMNS = 256
+"""Of a shard: the names that most documents have. More are not known from data, but from mistakes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +47,8 @@ class TokenRow:
     """Ids of the text segments, in order."""
     content: bytes
     num_bytes: int
+    metadata: Mapping[str, JSON] = field(default_factory=dict)
+    """Goes to the index; what is read back from rows has none."""
 
 
 def tokens_table(rows: Sequence[TokenRow]) -> pa.Table:
@@ -52,6 +66,56 @@ def tokens_table(rows: Sequence[TokenRow]) -> pa.Table:
         },
         schema=TOKENS_SCHEMA,
     )
+
+
+def index_table(rows: Sequence[TokenRow]) -> pa.Table:
+    """The columns from which a mixture is planned, sorted by key: lengths, and the scalars of the metadata.
+
+    A metadata column has the one type that holds all its values in these rows: bool, int64, float64, else text.
+    Other shards may have another, or lack the column.
+    """
+    ordered = sorted(rows, key=lambda row: row.key)
+    table = tokens_table(ordered).select(list(TOKENS_INDEX))
+    scalars = [
+        {_encodable(name): value for name, value in row.metadata.items() if _is_scalar(value)}
+        for row in ordered
+    ]
+    found = Counter(name for values in scalars for name in values)
+    # The most frequent, and among equals by name: the same choice in every run.
+    kept = sorted(found, key=lambda name: (-found[name], name))[:MAX_META_COLUMNS]
+    for name in sorted(kept):
+        table = table.append_column(META + name, _column([values.get(name) for values in scalars]))
+    return table
+
+
+def _column(scalars: Sequence[JSON]) -> pa.Array:
+    kinds = {type(value) for value in scalars if value is not None}
+    if kinds == {bool}:
+        return pa.array(scalars, pa.bool_())
+    if kinds == {int} and all(-(2**63) <= v < 2**63 for v in scalars if isinstance(v, int)):
+        return pa.array(scalars, pa.int64())
+    if kinds <= {int, float}:
+        return pa.array([None if v is None else _float(v) for v in scalars], pa.float64())
+    # Text as it is, other values as JSON writes them.
+    texts = [v if v is None or isinstance(v, str) else json.dumps(v) for v in scalars]
+    return pa.array([None if text is None else _encodable(text) for text in texts], pa.string())
+
+
+def _is_scalar(value: JSON) -> bool:
+    return isinstance(value, bool | int | float | str)
+
+
+def _float(value: JSON) -> float:
+    assert isinstance(value, int | float)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _encodable(text: str) -> str:
+    """Text that UTF-8 can hold: JSON may spell lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def token_rows(table: pa.Table) -> list[TokenRow]:
