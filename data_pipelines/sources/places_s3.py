@@ -170,7 +170,10 @@ def _walk_order(file: RawFile) -> list[tuple[bool, bytes]]:
 class _Ranges(io.RawIOBase):
     """A file by blocks; while one is read, the next one arrives."""
 
+    mode = "rb"
+
     def __init__(self, place: S3Place, key: str, mark: str, *, size: int) -> None:
+        self.name = f"{place.url}/{key}"
         self._place, self._key, self._mark, self._size = place, key, mark, size
         self._at = 0
         self._start, self._block = 0, b""
@@ -212,14 +215,15 @@ class _Ranges(io.RawIOBase):
         super().close()
 
     def _take(self, start: int) -> bytes:
-        """The block that starts here; fetched already where the last one ended here."""
+        """The block that starts here; it was fetched ahead where the file is read from front to back."""
         if self._next is not None and self._next[0] == start:
             block = self._next[1].result()
         else:
             block = self._fetch(start)
+        onwards = start == self._start + len(self._block)
         following = start + len(block)
         self._next = None
-        if following < self._size:
+        if onwards and following < self._size:
             self._next = (following, self._thread.submit(self._fetch, following))
         return block
 

@@ -1,55 +1,46 @@
 """Rows of text files, format by format: each row a document, or rejected with its file and line."""
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
-from io import BufferedIOBase
-from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.documents import Document, Rejected, Text
+from data_pipelines.sources.lines import BYTE_ORDER_MARK, UNPACKING, read_lines, unpacked
 
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ROWS_PER_BATCH = 1024
 
 
 def read_rows(
-    place: Path, key: str, *, column: str | None, whole: bool, max_bytes: int
+    stream: BinaryIO, key: str, *, column: str | None, whole: bool, max_bytes: int
 ) -> Iterator[Document | Rejected]:
-    """Rows of a line-based file, gzipped or not.
+    """Rows of a line-based file, plain, gzipped or in Zstandard.
 
     Args:
         column: Key of the text in a JSONL object; None for plain text.
         whole: Plain text only: the file is one document.
     """
-    with _open(place) as file:
-        lines = _whole(file, max_bytes) if whole and column is None else _lines(file, max_bytes)
-        number = 0
-        try:
-            for number, line in lines:
-                row = key if whole and column is None else f"{key}:{number}"
-                if line is None:
-                    yield Rejected(row, "too_long", f"more than {max_bytes} bytes")
-                elif column is None:
-                    yield _checked(row, line)
-                elif line.strip():
-                    yield _json_row(row, line, column)
-        except (OSError, EOFError, zlib.error) as error:
-            yield Rejected(
-                f"{key}:{number + 1}", "truncated", f"from here on: {type(error).__name__}: {error}"
-            )
+    if whole and column is None:
+        yield _whole(stream, key, max_bytes)
+        return
+    for line in read_lines(stream, key, max_bytes=max_bytes):
+        if isinstance(line, Rejected):
+            yield line
+        elif column is None:
+            yield _checked(f"{key}:{line[0]}", line[1])
+        else:
+            yield _json_row(f"{key}:{line[0]}", line[1], column)
 
 
 def read_parquet(
-    place: Path, key: str, *, column: str, max_bytes: int
+    stream: BinaryIO, key: str, *, column: str, max_bytes: int
 ) -> Iterator[Document | Rejected]:
     """Rows of a Parquet file; one that cannot be read, from there on, is one rejected row."""
     row = 0
     try:
-        with pq.ParquetFile(place, page_checksum_verification=True) as file:
+        with pq.ParquetFile(stream, page_checksum_verification=True) as file:
             names = file.schema_arrow.names
             if column not in names:
                 detail = f"no column {column!r} for {file.metadata.num_rows} rows; there are {', '.join(names)}"
@@ -69,31 +60,14 @@ def read_parquet(
         yield Rejected(f"{key}:{row}", "broken_parquet", f"from this row on: {detail}")
 
 
-def _open(place: Path) -> BufferedIOBase:
-    if place.suffix == ".gz":
-        return gzip.GzipFile(place, "rb")
-    return place.open("rb")
-
-
-def _whole(file: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    data = file.read(max_bytes + 1)
-    yield 1, None if len(data) > max_bytes else data.removeprefix(_BYTE_ORDER_MARK)
-
-
-def _lines(file: BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """Lines that are not blank, numbered from 1; None for one that is too long, which is never held whole."""
-    number = 0
-    while line := file.readline(max_bytes + 2):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(_BYTE_ORDER_MARK)
-        content = line.removesuffix(b"\n").removesuffix(b"\r")
-        if len(content) > max_bytes:
-            while not line.endswith(b"\n") and (line := file.readline(1 << 20)):
-                pass
-            yield number, None
-        elif content.strip():
-            yield number, content
+def _whole(stream: BinaryIO, key: str, max_bytes: int) -> Document | Rejected:
+    try:
+        data = unpacked(stream, key).read(max_bytes + 1)
+    except UNPACKING as error:
+        return Rejected(f"{key}:1", "truncated", f"{type(error).__name__}: {error}"[:200])
+    if len(data) > max_bytes:
+        return Rejected(key, "too_long", f"more than {max_bytes} bytes")
+    return _checked(key, data.removeprefix(BYTE_ORDER_MARK))
 
 
 def _json_row(row: str, line: bytes, column: str) -> Document | Rejected:

@@ -13,11 +13,19 @@ from data_pipelines.documents import Document, Rejected, Text
 from data_pipelines.sources.text import TextConfig, identities, list_shards, read
 from tests.hostile import lines, write_text
 from transfusion.errors import ArtifactError
+from transfusion.storage.store import open_store
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def zstandard(data: bytes) -> bytes:
+    packed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(packed, "zstd") as stream:
+        stream.write(data)
+    return packed.getvalue().to_pybytes()
 
 
 def _rows(**config: object) -> list[Document | Rejected]:
@@ -35,15 +43,17 @@ def _texts(rows: list[Document | Rejected]) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("gzipped", [False, True])
+PACKERS = {"": bytes, ".gz": gzip.compress, ".zst": zstandard}
+
+
+@pytest.mark.parametrize("packed", PACKERS)
 def test_every_hostile_line_ends_as_text_or_as_a_reason_with_its_place(
-    tmp_path: Path, gzipped: bool
+    tmp_path: Path, packed: str
 ) -> None:
-    place = tmp_path / "lines.jsonl"
-    expected = write_text(place)
-    if gzipped:
-        data, place = place.read_bytes(), tmp_path / "lines.jsonl.gz"
-        place.write_bytes(gzip.compress(data))
+    expected = write_text(tmp_path / "lines.jsonl")
+    data = (tmp_path / "lines.jsonl").read_bytes()
+    place = tmp_path / f"lines.jsonl{packed}"
+    place.write_bytes(PACKERS[packed](data))
     rows = {row.key: row for row in _rows(path=str(place))}
     assert set(rows) == {f"{place.name}:{number}" for number in expected}
     for number, line in expected.items():
@@ -122,15 +132,39 @@ def test_a_line_over_the_limit_is_rejected_and_the_next_one_is_read(tmp_path: Pa
     assert rows[3].key == "long.txt:4"
 
 
-def test_a_cut_gzip_gives_what_it_holds_and_says_where_it_ends(tmp_path: Path) -> None:
-    draw = os.urandom
-    body = "".join(json.dumps({"text": draw(40).hex()}) + "\n" for _ in range(2000)).encode()
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(body)[:-5000])
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+def test_a_cut_packed_file_gives_what_it_holds_and_says_where_it_ends(
+    tmp_path: Path, packed: str
+) -> None:
+    body = b"".join(b'{"text": "%s"}\n' % os.urandom(40).hex().encode() for _ in range(20_000))
+    (tmp_path / f"cut.jsonl{packed}").write_bytes(PACKERS[packed](body)[:-5000])
     *kept, last = _rows(path=str(tmp_path))
     assert len(kept) > 1000
     assert _texts(kept) == [json.loads(line)["text"] for line in body.splitlines()[: len(kept)]]
     assert isinstance(last, Rejected)
     assert last.reason == "truncated"
+    assert last.key == f"cut.jsonl{packed}:{len(kept) + 1}"
+    (tmp_path / f"cut.jsonl{packed}").rename(tmp_path / f"cut.txt{packed}")
+    (whole,) = _rows(path=str(tmp_path), txt_documents="file")
+    assert isinstance(whole, Rejected)
+    assert whole.reason == "truncated"
+
+
+def test_a_corpus_on_s3_reads_to_the_same_rows_as_on_disk(
+    tmp_path: Path, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "raw" / "deep").mkdir(parents=True)
+    write_text(tmp_path / "raw" / "lines.jsonl")
+    (tmp_path / "raw" / "deep" / "a.txt.zst").write_bytes(zstandard(b"one\ntwo\n"))
+    pq.write_table(pa.table({"text": ["x", None, "y"] * 500}), tmp_path / "raw" / "t.parquet")
+    store = open_store(f"s3://bucket/{tmp_path.name}")
+    for entry in open_store(str(tmp_path / "raw")).list(""):
+        store.write(entry.path, (tmp_path / "raw" / entry.path).read_bytes())
+    on_s3 = _rows(path=store.uri)
+    assert on_s3 == _rows(path=str(tmp_path / "raw"))
+    assert _rows(path=f"{store.uri}/**/*.{{txt.zst,parquet}}") == on_s3[-1502:]
 
 
 def test_a_folder_a_pattern_and_a_file_find_what_they_name(tmp_path: Path) -> None:
@@ -156,9 +190,9 @@ def test_a_folder_a_pattern_and_a_file_find_what_they_name(tmp_path: Path) -> No
     [
         ("missing", "no such file or folder"),
         ("*.jsonl", "no file fits this pattern"),
-        ("", "no text file below"),
+        ("", "no file below this folder ends in"),
         ("picture.png", "says no format"),
-        ("s3://bucket/x", "copy it there"),
+        ("gs://bucket/x", "copy it there"),
     ],
 )
 def test_a_place_with_nothing_to_read_is_an_error(tmp_path: Path, path: str, message: str) -> None:
