@@ -41,19 +41,6 @@ def path_of(key: str) -> str:
     return os.fsdecode(key.encode("utf-8"))
 
 
-def local_root(path: str, *, where: str) -> Path:
-    """The path on this machine.
-
-    Raises:
-        ArtifactError: It is a URI of another place.
-    """
-    if "://" in path and not path.startswith("file://"):
-        raise ArtifactError(
-            f"{where}: {path}: raw input is read from a disk that every node sees; copy it there"
-        )
-    return Path(path.removeprefix("file://")).expanduser()
-
-
 def walk(root: Path) -> Iterator[str]:
     """Paths of all files below a folder, relative to it, sorted; hidden ones are left out.
 

@@ -1,29 +1,33 @@
-"""Captions of an image folder: from metadata files and from .txt files beside the images."""
+"""Captions of an image folder: from metadata files and from .txt files beside the images.
+
+Files are called by their names on disk here (`files.path_of`), since metadata names them so.
+"""
 
 import csv
 import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from posixpath import dirname, join, normpath, splitext
 from typing import Any
 
 from data_pipelines.documents import Rejected
 from data_pipelines.sources.files import key_of
+from data_pipelines.sources.places import Place
 from transfusion.errors import ArtifactError
 
-_MAX_CAPTION_BYTES = 1 << 20
+MAX_CAPTION_BYTES = 1 << 20
+"""A longer caption is no caption: `bad_caption`."""
 
 
 class Captions:
     """What is said of each file, and what is wrong with the metadata."""
 
-    def __init__(self, root: Path, files: Sequence[str], *, column: str) -> None:
+    def __init__(self, place: Place, names: Sequence[str], *, column: str) -> None:
         self.faults: list[Rejected] = []
-        self._root = root
-        self._files = set(files)
+        self._place = place
+        self._files = set(names)
         self._rows: dict[str, str | Rejected | None] = {}
-        for name in files:
+        for name in names:
             if name.rsplit("/", 1)[-1] in _READERS:
                 self._take(name, column)
 
@@ -32,17 +36,22 @@ class Captions:
         return set(self._rows)
 
     def of(self, name: str) -> str | Rejected | None:
-        """The caption of a file; None when nothing is said of it; Rejected when what is said is no text."""
-        said = self._rows.get(name)
-        return said if said is not None else self._beside(name)
+        """What a metadata row says of a file; None when none does; Rejected when it is no text."""
+        return self._rows.get(name)
+
+    def beside(self, name: str) -> str | None:
+        """The .txt file beside a file, if there is one."""
+        sidecar = f"{splitext(name)[0]}.txt"
+        return sidecar if sidecar in self._files and sidecar != name else None
 
     def _take(self, metadata: str, column: str) -> None:
         folder = dirname(metadata)
-        place = self._root / metadata
+        url = f"{self._place.url}/{key_of(metadata)}"
         try:
-            rows = list(_READERS[metadata.rsplit("/", 1)[-1]](place))
+            data = self._place.peek(key_of(metadata))
         except OSError as error:
-            raise ArtifactError(f"{place}: cannot be read: {error.strerror or error}") from error
+            raise ArtifactError(f"{url}: cannot be read: {error.strerror or error}") from error
+        rows = _READERS[metadata.rsplit("/", 1)[-1]](data, url)
         for number, row in rows:
             where = f"{key_of(metadata)}:{number}"
             if isinstance(row, str):
@@ -71,21 +80,17 @@ class Captions:
             detail = f"{where}: the caption is a {type(said).__name__}"
             self._rows[name] = Rejected(shown, "bad_caption", detail)
 
-    def _beside(self, name: str) -> str | Rejected | None:
-        sidecar = f"{splitext(name)[0]}.txt"
-        if sidecar not in self._files or sidecar == name:
-            return None
-        try:
-            with (self._root / sidecar).open("rb") as file:
-                data = file.read(_MAX_CAPTION_BYTES + 1)
-        except OSError as error:
-            return Rejected(name, "bad_caption", f"{key_of(sidecar)}: {error.strerror}")
-        try:
-            return _checked(data.decode("utf-8-sig").strip())
-        except UnicodeDecodeError as error:
-            return Rejected(
-                name, "bad_caption", f"{key_of(sidecar)}: no UTF-8 at byte {error.start}"
-            )
+
+def caption_in(data: bytes, *, name: str, sidecar: str) -> str | Rejected | None:
+    """The caption that the .txt file beside a file holds; None for one that is empty.
+
+    Args:
+        data: What it holds, up to one byte more than a caption may have.
+    """
+    try:
+        return _checked(data.decode("utf-8-sig").strip())
+    except UnicodeDecodeError as error:
+        return Rejected(name, "bad_caption", f"{key_of(sidecar)}: no UTF-8 at byte {error.start}")
 
 
 def _checked(caption: str | None) -> str | Rejected | None:
@@ -98,8 +103,8 @@ def _checked(caption: str | None) -> str | Rejected | None:
         return Rejected("", "bad_caption", f"half a surrogate pair at character {error.start}")
     if "\0" in caption:
         return Rejected("", "bad_caption", f"a NUL at character {caption.index(chr(0))}")
-    if size > _MAX_CAPTION_BYTES:
-        return Rejected("", "bad_caption", f"more than {_MAX_CAPTION_BYTES} bytes")
+    if size > MAX_CAPTION_BYTES:
+        return Rejected("", "bad_caption", f"more than {MAX_CAPTION_BYTES} bytes")
     return caption
 
 
@@ -107,8 +112,9 @@ Rows = Iterator[tuple[int, dict[str, Any] | str]]
 """Line or row numbers, each with the row or what is wrong with it."""
 
 
-def _jsonl(place: Path) -> Rows:
-    for number, line in enumerate(place.read_bytes().split(b"\n"), start=1):
+def _jsonl(data: bytes, url: str) -> Rows:
+    del url
+    for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -119,8 +125,9 @@ def _jsonl(place: Path) -> Rows:
         yield number, row if isinstance(row, dict) else f"a {type(row).__name__}, not an object"
 
 
-def _csv(place: Path) -> Rows:
-    text = place.read_bytes().decode("utf-8-sig", "surrogateescape")
+def _csv(data: bytes, url: str) -> Rows:
+    del url
+    text = data.decode("utf-8-sig", "surrogateescape")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
@@ -132,14 +139,14 @@ def _csv(place: Path) -> Rows:
         yield reader.line_num, f"from this line on: {error}"
 
 
-def _parquet(place: Path) -> Rows:
+def _parquet(data: bytes, url: str) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(place, page_checksum_verification=True).to_pylist()
+        rows = pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{place}: is no readable Parquet file: {error}") from error
+        raise ArtifactError(f"{url}: is no readable Parquet file: {error}") from error
     yield from enumerate(rows)
 
 

@@ -10,20 +10,35 @@ the folder (`outside_folder`), a second row of one file (`duplicate_key`), a row
 be read (`unreadable`).
 
 Shards are groups of images by a hash of their key, split where one grows too large: adding a file changes one.
+
+On S3 a .txt file is read with its image, not when the job is planned: until then its ETag stands for the caption.
+Every loose file costs a request, and a listing holds a line for each. For more than some million images write tars
+(`data_pipelines.sources.webdataset`).
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from data_pipelines.documents import Document, Image, Rejected, Segment, Text
-from data_pipelines.sources.files import hash_files, key_of, local_root, path_of, walk
+from data_pipelines.sources.files import key_of, path_of
+from data_pipelines.sources.places import (
+    Place,
+    RawFile,
+    mark_of,
+    open_place,
+    read_ahead,
+    split_mark,
+)
 from data_pipelines.sources.source import ShardDescriptor, identify
 from transfusion.config import Config, Location
 from transfusion.errors import ArtifactError
 from transfusion.stage import Stage
+
+if TYPE_CHECKING:
+    from data_pipelines.sources.image_captions import Captions
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
@@ -37,7 +52,7 @@ class ImageFolderConfig(Config):
     """Captioned images from a folder."""
 
     path: Location
-    """The folder; images and metadata may lie in folders below it."""
+    """The folder, on disk or `s3://`; images and metadata may lie in folders below it."""
 
     caption_column: str = Field(default="text", min_length=1)
     """The metadata's column that holds the caption."""
@@ -93,52 +108,93 @@ def read(config: ImageFolderConfig, descriptor: ShardDescriptor) -> Iterator[Doc
     Raises:
         ArtifactError: An image is gone, or is not the one that was listed.
     """
-    root = local_root(config.path, where="image_folder")
+    from data_pipelines.sources.image_captions import caption_in
+
+    place = open_place(config.path, where="image_folder")
+    contents = read_ahead(place, _wanted(descriptor.spec["rows"]))
     for row in descriptor.spec["rows"]:
         key = row["key"]
         if "reason" in row:
             yield Rejected(key, row["reason"], row["detail"])
             continue
-        try:
-            data = (root / path_of(key)).read_bytes()
-        except OSError as error:
-            raise ArtifactError(
-                f"{root}/{key}: is gone since the job was planned: {error.strerror}"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise ArtifactError(
-                f"{root}/{key}: has changed since the job was planned; run the job again"
-            )
-        caption = row["caption"]
-        words: tuple[Segment, ...] = (Text(caption),) if caption is not None else ()
-        yield Document(key=key, segments=(*words, Image(data, key)))
+        data, caption = next(contents), row["caption"]
+        if "beside" in row:
+            sidecar = path_of(row["beside"]["path"])
+            caption = caption_in(next(contents), name=key, sidecar=sidecar)
+        if isinstance(caption, Rejected):
+            yield Rejected(key, caption.reason, caption.detail)
+        elif caption is None and config.without_caption == "reject":
+            yield Rejected(key, "no_caption", "the .txt file beside it is empty")
+        else:
+            words: tuple[Segment, ...] = (Text(caption),) if caption is not None else ()
+            yield Document(key=key, segments=(*words, Image(data, key)))
+
+
+def _wanted(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """Files to read for these rows, in their order."""
+    for row in rows:
+        if "reason" not in row:
+            yield row["key"], mark_of(row)
+            if "beside" in row:
+                yield row["beside"]["path"], mark_of(row["beside"])
 
 
 def _rows(config: ImageFolderConfig) -> Iterator[dict[str, Any]]:
-    """Every image and every faulty row: `key`, and `sha256` and `caption` or else `reason` and `detail`."""
+    """Every image and every faulty row.
+
+    Each has `key` and either `reason` and `detail`, or the file's mark and `caption`, which may lie in a file that
+    is to be read with the image: `beside`.
+    """
     from data_pipelines.sources.image_captions import Captions
 
-    root = local_root(config.path, where="image_folder")
-    if not root.is_dir():
-        raise ArtifactError(f"{config.path}: no such folder")
-    files = list(walk(root))
-    captions = Captions(root, files, column=config.caption_column)
-    images = sorted({name for name in files if _is_image(name)} | captions.named_files())
-    hashes = hash_files(root, images)
+    place = open_place(config.path, where="image_folder")
+    names = list(map(path_of, place.keys()))
+    captions = Captions(place, names, column=config.caption_column)
+    images = sorted({name for name in names if _is_image(name)} | captions.named_files())
     for fault in captions.faults:
         yield {"key": fault.key, "reason": fault.reason, "detail": fault.detail}
-    for name in images:
-        key, digest = key_of(name), hashes[name]
-        caption = captions.of(name)
-        if isinstance(digest, OSError):
-            yield {"key": key, "reason": "unreadable", "detail": digest.strerror or str(digest)}
-        elif isinstance(caption, Rejected):
-            yield {"key": key, "reason": caption.reason, "detail": caption.detail}
-        elif caption is None and config.without_caption == "reject":
-            detail = f"no metadata row with a {config.caption_column!r} and no .txt file beside it"
-            yield {"key": key, "reason": "no_caption", "detail": detail}
+    keys = [key_of(name) for name in images]
+    for name, file in zip(images, place.marked(keys), strict=True):
+        if isinstance(file, RawFile):
+            yield {"key": file.key, **_said(name, file, captions, place, config)}
         else:
-            yield {"key": key, "sha256": digest, "caption": caption}
+            yield {"key": file[0], "reason": "unreadable", "detail": file[1]}
+
+
+def _said(
+    name: str, file: RawFile, captions: "Captions", place: Place, config: ImageFolderConfig
+) -> dict[str, Any]:
+    """The rest of an image's row."""
+    caption, sidecar = captions.of(name), captions.beside(name)
+    if caption is None and sidecar is not None:
+        read = _beside(name, sidecar, place)
+        if isinstance(read, RawFile):
+            beside = {"path": read.key, **split_mark(read.mark)}
+            return {**split_mark(file.mark), "caption": None, "beside": beside}
+        caption = read
+    if isinstance(caption, Rejected):
+        return {"reason": caption.reason, "detail": caption.detail}
+    if caption is None and config.without_caption == "reject":
+        detail = f"no metadata row with a {config.caption_column!r} and no .txt file beside it"
+        return {"reason": "no_caption", "detail": detail}
+    return {**split_mark(file.mark), "caption": caption}
+
+
+def _beside(name: str, sidecar: str, place: Place) -> RawFile | str | Rejected | None:
+    """The caption in the .txt file beside an image, or that file where it is to be read with the image."""
+    from data_pipelines.sources.image_captions import MAX_CAPTION_BYTES, caption_in
+
+    key = key_of(sidecar)
+    if place.reads_ahead > 1:
+        (file,) = place.marked([key])
+        if isinstance(file, RawFile) and file.size_bytes > MAX_CAPTION_BYTES:
+            return Rejected(name, "bad_caption", f"{key}: more than {MAX_CAPTION_BYTES} bytes")
+        return file if isinstance(file, RawFile) else Rejected(name, "bad_caption", file[1])
+    try:
+        data = place.peek(key, MAX_CAPTION_BYTES + 1)
+    except OSError as error:
+        return Rejected(name, "bad_caption", f"{key}: {error.strerror}")
+    return caption_in(data, name=name, sidecar=sidecar)
 
 
 def _is_image(name: str) -> bool:

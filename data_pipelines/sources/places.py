@@ -38,7 +38,10 @@ class Place(Protocol):
     """For messages: the folder that keys are relative to."""
 
     reads_ahead: int
-    """How many files are worth reading side by side: one on disk, several where each read is a round trip."""
+    """How many files are worth reading side by side: one on disk, several where each read is a round trip.
+
+    Where it is several, small files beside the data are not read while the place is listed either.
+    """
 
     def keys(self) -> list[str]:
         """Every file that is meant, in the place's order; opens none of them.
@@ -66,6 +69,14 @@ class Place(Protocol):
 
         Raises:
             ArtifactError: It is gone, or is not the one that was listed.
+        """
+
+    def peek(self, key: str, max_bytes: int | None = None) -> bytes:
+        """What a file holds while the place is being listed, at most so many bytes of it.
+
+        Raises:
+            OSError: It cannot be read from this disk.
+            ArtifactError: It cannot be read from S3.
         """
 
     def open(self, key: str, mark: str) -> BufferedReader:

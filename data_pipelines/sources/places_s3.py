@@ -62,6 +62,11 @@ class S3Place:
     def read(self, key: str, mark: str) -> bytes:
         return self._get(key, mark)
 
+    def peek(self, key: str, max_bytes: int | None = None) -> bytes:
+        file = self._listing()[key]
+        size = file.size_bytes if max_bytes is None else min(file.size_bytes, max_bytes)
+        return self.block(key, file.mark, 0, size) if size else b""
+
     def open(self, key: str, mark: str) -> io.BufferedReader:
         for name in self._names(key):
             head = self._head(name)

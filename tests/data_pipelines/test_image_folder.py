@@ -19,6 +19,7 @@ from data_pipelines.sources.image_folder import (
 )
 from data_pipelines.sources.source import ShardDescriptor
 from transfusion.errors import ArtifactError
+from transfusion.storage.store import open_store
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
-def _outcomes(path: Path, **config: object) -> dict[str, str]:
+def _outcomes(path: Path | str, **config: object) -> dict[str, str]:
     """By key: the caption, or the reason in brackets."""
     made = ImageFolderConfig(path=str(path), **config)
     found: dict[str, str] = {}
@@ -215,8 +216,43 @@ def test_planning_goes_on_without_a_writable_cache(
     assert identities(ImageFolderConfig(path=str(tmp_path)))
 
 
+def test_a_folder_on_s3_reads_to_the_same_rows_as_on_disk(
+    tmp_path: Path, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "raw"
+    for index in range(40):
+        _image(folder, f"deep/{index}.png")
+        (folder / f"deep/{index}.txt").write_text(f" number {index}\n")
+    for key in ("a.png", "b.png", "caf\u00e9 +%.jpg", "d.png", "e.png", "f.png"):
+        _image(folder, key)
+    (folder / "b.txt").write_bytes(b"caf\xe9")
+    (folder / "d.txt").write_bytes(b" \n")
+    (folder / "e.txt").write_bytes(b"x" * ((1 << 20) + 1))
+    (folder / "f.txt").write_text("overruled")
+    _metadata("jsonl", folder, [
+        {"file_name": "a.png", "text": "first"},
+        {"file_name": "f.png", "text": "by its row"},
+        {"file_name": "gone.png", "text": "x"},
+    ])  # fmt: skip
+    _metadata("parquet", folder, [{"file_name": "caf\u00e9 +%.jpg", "text": "odd name"}])
+    store = open_store(f"s3://bucket/{tmp_path.name}")
+    for entry in open_store(str(folder)).list(""):
+        store.write(entry.path, (folder / entry.path).read_bytes())
+    on_s3 = _outcomes(store.uri, images_per_shard=8)
+    assert on_s3 == _outcomes(folder, images_per_shard=8)
+    assert len(on_s3) == 47
+    alone = _outcomes(store.uri, without_caption="image_only")
+    assert alone == _outcomes(folder, without_caption="image_only")
+    before = set(identities(ImageFolderConfig(path=store.uri, images_per_shard=8)))
+    store.write("deep/7.txt", b"another caption")
+    after = set(identities(ImageFolderConfig(path=store.uri, images_per_shard=8)))
+    assert len(before - after) == len(after - before) == 1
+
+
 def test_a_missing_or_empty_folder_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="no such folder"):
+    with pytest.raises(ArtifactError, match="no such file or folder"):
         list_shards(ImageFolderConfig(path=str(tmp_path / "none")))
     with pytest.raises(ArtifactError, match="no image and no metadata"):
         list_shards(ImageFolderConfig(path=str(tmp_path)))
