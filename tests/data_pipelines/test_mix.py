@@ -12,7 +12,7 @@ from transfusion.artifacts.mixture import References, read_mixture
 from transfusion.artifacts.shards import index_entries, read_rejects
 from transfusion.artifacts.tables import load_table
 from transfusion.errors import ArtifactError
-from transfusion.ingest.reader import MixtureReader, _pieces
+from transfusion.ingest.reader import MixtureReader
 from transfusion.sequence.held_out import is_held_out
 
 MIX = "data_pipelines.mix"
@@ -74,8 +74,8 @@ def test_held_out_documents_are_never_trained_on_and_the_only_ones_validated(
     reader = MixtureReader(mixture, seed=0)
     validated = set()
     for index in range(reader.num_validation):
-        for words in reader._validation(index):
-            for piece in _pieces(words):
+        for sequence in reader.plan.validation(index):
+            for piece in sequence:
                 source, shard = reader._locate(piece.shard)
                 group, row = reader._sources[source].tokens(shard, piece.row)
                 validated.add(f"{list(reader.mixture.sources)[source]}/{group.keys[row]}")
@@ -139,8 +139,8 @@ def test_a_caption_stands_first_as_often_as_asked(mixture: Artifact) -> None:
         piece.image_first
         for step in range(60)
         for lane in range(2)
-        for words in reader._sequences(step, lane)
-        for piece in _pieces(words)
+        for sequence in reader.plan.sequences(step, lane)
+        for piece in sequence
         if piece.shard < 3
     ]
     assert len(pairs) > 1000
@@ -154,8 +154,7 @@ def test_a_longer_run_keeps_the_files_of_the_shorter(mixture: Artifact) -> None:
     assert a.mixture.text_rows == b.mixture.text_rows
     for step in range(a.steps):
         for lane in range(a.lanes):
-            for one, other in zip(a._sequences(step, lane), b._sequences(step, lane), strict=True):
-                assert one.tobytes() == other.tobytes()
+            assert a.plan.sequences(step, lane) == b.plan.sequences(step, lane)
 
 
 def test_the_same_plan_twice_is_the_same(mixture: Artifact) -> None:

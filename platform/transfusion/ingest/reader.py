@@ -6,28 +6,32 @@ epoch and the document alone: the same for any number of workers, and after any 
 
 import bisect
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt64
 
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.mixture import VALIDATION, References, block_name, read_mixture
-from transfusion.artifacts.tables import load_table
+from transfusion.artifacts.mixture import read_mixture
 from transfusion.autoencoder.statistics import FILE_NAME as STATISTICS
 from transfusion.config import validate
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.errors import ArtifactError
-from transfusion.ingest.shards import Cache, SourceReader
-from transfusion.sequence.batch import PackedBatch, assemble
-from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
-from transfusion.sequence.draws import Draws
+from transfusion.ingest.ahead import Ahead
+from transfusion.ingest.cache import Cache
+from transfusion.ingest.images import Scaling, WantedImage, draw_images
+from transfusion.ingest.plan import Piece, PlanReader
+from transfusion.ingest.shards import SourceReader
+from transfusion.sequence.batch import ImageSlots, PackedBatch, assemble_slots
+from transfusion.sequence.document import Document, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
 
-_IMAGE = 16
-"""Purpose of the draws of an image; apart from those of the plan."""
+STEPS_AHEAD = 4
+"""How many batches of a lane are begun before they are asked for: a slow read hides behind the others."""
+
+THREADS = 4
+"""That make batches. They work as fast as batches are taken, so more of them cost nothing; two feed any model
+on one GPU, and the others wait for reads."""
 
 
 class MixtureReader:
@@ -39,7 +43,8 @@ class MixtureReader:
         *,
         seed: int,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 it is frozen
-        cache_bytes: int = 512 * 2**20,
+        cache_bytes: int = 2**30,
+        threads: int = THREADS,
     ) -> None:
         """Opens a plan and what it refers to.
 
@@ -47,7 +52,10 @@ class MixtureReader:
             seed: Of the run: decides noise, timesteps, posterior samples and dropped captions. Validation takes
                 the plan's seed instead, so that runs are compared on the same draws.
             objective: The range of timesteps, and that of images which later text sees.
-            cache_bytes: How much of the shards is kept in memory.
+            cache_bytes: How much of the shards is kept in memory, and half as much again for batches that wait.
+                A lane comes back to the row groups of its shuffle window: with less than these take (8,192
+                latents of 8x32x32 are 256 MiB) they are read over and over.
+            threads: That read and draw.
         """
         self.mixture = read_mixture(mixture)
         self.layout = _layout(self.mixture.layout)
@@ -59,16 +67,12 @@ class MixtureReader:
         )
         height, width = (self.layout.patches(side) for side in self.latent_shape[1:])
         self._patches = (height, width)
-        self._artifact, self._seed = mixture, seed
-        self._objective = objective
-        self._ahead: dict[tuple[int, int], Future[PackedBatch]] = {}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ingest")
-        self._cache = Cache(cache_bytes)
+        self._seed, self._objective = seed, objective
+        self.cache = Cache(cache_bytes)
+        self.plan = PlanReader(mixture, self.mixture, self.cache)
         self._sources: list[SourceReader] = []
         self._first_shards: list[int] = []
-        self._statistics: list[
-            tuple[Float32[np.ndarray, "c 1 1"], Float32[np.ndarray, "c 1 1"]]
-        ] = []
+        self._scaling: list[Scaling] = []
         for name, source in self.mixture.sources.items():
             latents = mixture.input(source.latents) if source.latents else None
             self._sources.append(
@@ -77,11 +81,18 @@ class MixtureReader:
                     mixture.input(source.tokens),
                     latents,
                     latent_shape=self.latent_shape,
-                    cache=self._cache,
+                    cache=self.cache,
                 )
             )
             self._first_shards.append(source.first_shard)
-            self._statistics.append(_statistics(latents, self.latent_shape[0]))
+            self._scaling.append(_scaling(latents, self.latent_shape[0]))
+        self._ahead = Ahead(
+            self._make,
+            steps=self.steps,
+            threads=threads,
+            max_steps=STEPS_AHEAD,
+            max_batches=max(1, cache_bytes // 2 // self.batch_bytes),
+        )
 
     @property
     def lanes(self) -> int:
@@ -103,84 +114,65 @@ class MixtureReader:
         """Batches of held-out documents."""
         return self.mixture.validation_micro_batches
 
+    @property
+    def batch_bytes(self) -> int:
+        """What a batch takes in memory, nearly: latents and noise, and four numbers a position."""
+        positions = self.sequences_per_micro_batch * self.mixture.sequence_length
+        latent_bytes = 4 * int(np.prod(self.latent_shape))
+        return 2 * self.mixture.image_slots * latent_bytes + 4 * 8 * positions
+
     def micro_batch(self, step: int, lane: int) -> PackedBatch:
-        """The batch of a lane at a step. The same lane's next one is made meanwhile, in a thread."""
-        made = self._ahead.pop((step, lane), None)
-        batch = self._make(step, lane) if made is None else made.result()
-        for place in [place for place in self._ahead if place[0] not in (step, step + 1)]:
-            self._ahead.pop(place).cancel()
-        if step + 1 < self.steps:
-            self._ahead[step + 1, lane] = self._thread.submit(self._make, step + 1, lane)
-        return batch
+        """The batch of a lane at a step. The same lane's next ones are made meanwhile, in threads."""
+        return self._ahead.take(step, lane)
 
     def zero_batch(self) -> PackedBatch:
         """A batch in which nothing counts: what a worker runs when it has one lane less than another."""
-        return self._assemble([[] for _ in range(self.sequences_per_micro_batch)])
+        empty: list[list[Document[int]]] = [[] for _ in range(self.sequences_per_micro_batch)]
+        return self._assemble(empty, ImageSlots.empty(self.mixture.image_slots, self.latent_shape))
 
     def validation(self, index: int) -> PackedBatch:
         """A batch of held-out documents: the same draws in every run, and no caption is dropped."""
-        return self._batch(self._validation(index), seed=self.mixture.seed, drop=0.0)
+        return self._batch(self.plan.validation(index), seed=self.mixture.seed, drop=0.0)
 
     def document_ids(self, step: int, lane: int) -> list[str]:
         """The documents of a batch as source/key, for naming it."""
         found = []
-        for words in self._sequences(step, lane):
-            for piece in _pieces(words):
-                source, shard = self._locate(piece.shard)
-                group, row = self._sources[source].tokens(shard, piece.row)
-                found.append(f"{list(self.mixture.sources)[source]}/{group.keys[row]}")
+        names = list(self.mixture.sources)
+        for piece in (piece for part in self.plan.sequences(step, lane) for piece in part):
+            source, shard = self._locate(piece.shard)
+            group, at = self._sources[source].tokens(shard, piece.row)
+            found.append(f"{names[source]}/{group.keys[at]}")
         return found
 
     def _make(self, step: int, lane: int) -> PackedBatch:
-        sequences = self._sequences(step, lane)
+        sequences = self.plan.sequences(step, lane)
         return self._batch(sequences, seed=self._seed, drop=self.mixture.caption_drop)
 
-    def _sequences(self, step: int, lane: int) -> list[UInt64[np.ndarray, "_ 2"]]:
-        if not (0 <= step < self.steps and 0 <= lane < self.lanes):
-            raise IndexError(
-                f"step {step}, lane {lane}: the plan has {self.steps} steps of {self.lanes} lanes"
-            )
-        block, within = divmod(step, self.mixture.steps_per_block)
-        first = within * self.sequences_per_micro_batch
-        rows = self._rows(block_name(lane, block))
-        return rows[first : first + self.sequences_per_micro_batch]
-
-    def _validation(self, index: int) -> list[UInt64[np.ndarray, "_ 2"]]:
-        if not 0 <= index < self.num_validation:
-            raise IndexError(f"validation {index}: the plan has {self.num_validation}")
-        first = index * self.sequences_per_micro_batch
-        return self._rows(VALIDATION)[first : first + self.sequences_per_micro_batch]
-
-    def _rows(self, name: str) -> list[UInt64[np.ndarray, "_ 2"]]:
-        def load() -> tuple[list[UInt64[np.ndarray, "_ 2"]], int]:
-            artifact = self._artifact
-            table = load_table(artifact.store, artifact.entry(name), ["references"])
-            values = table["references"].to_pylist()
-            return [np.frombuffer(value, "<u8").reshape(-1, 2) for value in values], table.nbytes
-
-        return list(self._cache.get(("plan", name), load))
-
     def _batch(
-        self, sequences: Sequence[UInt64[np.ndarray, "_ 2"]], *, seed: int, drop: float
+        self, sequences: Sequence[Sequence[Piece]], *, seed: int, drop: float
     ) -> PackedBatch:
-        wanted: list[_WantedImage] = []
-        documents = [
-            [self._document(piece, wanted) for piece in _pieces(words)] for words in sequences
-        ]
-        images = self._images(wanted, seed=seed, drop=drop)
-        return self._assemble(
-            [[d.with_images(images.__getitem__) for d in sequence] for sequence in documents]
+        wanted: list[WantedImage] = []
+        documents = [[self._document(piece, wanted) for piece in part] for part in sequences]
+        slots = draw_images(
+            wanted,
+            count=self.mixture.image_slots,
+            latent_shape=self.latent_shape,
+            seed=seed,
+            objective=self._objective,
+            caption_drop=drop,
         )
+        return self._assemble(documents, slots)
 
-    def _assemble(self, sequences: Sequence[Sequence[Document[ImageInput]]]) -> PackedBatch:
-        return assemble(
+    def _assemble(
+        self, sequences: Sequence[Sequence[Document[int]]], slots: ImageSlots
+    ) -> PackedBatch:
+        return assemble_slots(
             sequences,
+            slots,
             layout=self.layout,
             special=self.special,
             sequence_length=self.mixture.sequence_length,
-            image_slots=self.mixture.image_slots,
             text_rows=self.mixture.text_rows,
-            latent_shape=self.latent_shape,
         )
 
     def _locate(self, shard: int) -> tuple[int, int]:
@@ -188,7 +180,7 @@ class MixtureReader:
         source = bisect.bisect_right(self._first_shards, shard) - 1
         return source, shard - self._first_shards[source]
 
-    def _document(self, piece: "_Piece", wanted: "list[_WantedImage]") -> Document[int]:
+    def _document(self, piece: Piece, wanted: list[WantedImage]) -> Document[int]:
         """A document whose images are places in `wanted`, to which they are added."""
         source, shard = self._locate(piece.shard)
         reader = self._sources[source]
@@ -198,8 +190,8 @@ class MixtureReader:
             return _text_piece(segments, piece.start, piece.length)
         if layout in ("ti", "it"):
             layout = "it" if piece.image_first else "ti"
-        first_image = reader.first_image(shard, piece.row)
-        identity = reader.identity(shard, piece.row)
+        images = reader.images(shard)
+        first_image, identity = int(images.first[piece.row]), int(images.identity[piece.row])
         spans: list[TextSpan | ImageSpan[int]] = []
         texts = iter(segments)
         number = 0
@@ -208,11 +200,12 @@ class MixtureReader:
                 spans.append(TextSpan(next(texts)))
                 continue
             spans.append(ImageSpan(*self._patches, len(wanted)))
+            latents, row = reader.latents(shard, first_image + number)
             wanted.append(
-                _WantedImage(
-                    source=source,
-                    shard=shard,
-                    row=first_image + number,
+                WantedImage(
+                    group=latents,
+                    row=row,
+                    scaling=self._scaling[source],
                     counters=(piece.epoch, identity, number),
                     sees_text="t" in layout[:place],
                     is_seen="t" in layout[place:],
@@ -220,60 +213,6 @@ class MixtureReader:
             )
             number += 1
         return Document(tuple(spans))
-
-    def _images(
-        self, wanted: "Sequence[_WantedImage]", *, seed: int, drop: float
-    ) -> list[ImageInput]:
-        """Reads latents and draws what is drawn: of each image by itself, the arithmetic for all at once."""
-        shape = (len(wanted), *self.latent_shape)
-        mean, std = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        sample, noise = np.empty(shape, np.float32), np.empty(shape, np.float32)
-        shift = np.empty((len(wanted), self.latent_shape[0], 1, 1), np.float32)
-        scale = np.empty_like(shift)
-        draws = Draws(seed, _IMAGE)
-        timesteps, dropped = [], []
-        for i, image in enumerate(wanted):
-            group, at = self._sources[image.source].latents(image.shard, image.row)
-            mean[i], std[i] = group.mean[at], group.std[at]
-            shift[i], scale[i] = self._statistics[image.source]
-            drawn = draws.at(*image.counters)
-            timestep, chance = drawn.random(2)
-            limit = self._objective.noise_limit if image.is_seen else self._objective.num_timesteps
-            timesteps.append(int(timestep * limit))
-            dropped.append(image.sees_text and bool(chance < drop))
-            drawn.standard_normal(out=sample[i], dtype=np.float32)
-            drawn.standard_normal(out=noise[i], dtype=np.float32)
-        latents = (mean + std * sample - shift) / scale
-        return [
-            ImageInput(
-                latent=latents[i], noise=noise[i], timestep=timesteps[i], drop_caption=dropped[i]
-            )
-            for i in range(len(wanted))
-        ]
-
-
-class _Piece(NamedTuple):
-    """One reference of a plan."""
-
-    shard: int
-    row: int
-    start: int
-    length: int
-    image_first: bool
-    epoch: int
-
-
-class _WantedImage(NamedTuple):
-    """An image of a batch that is being put together."""
-
-    source: int
-    shard: int
-    row: int
-    counters: tuple[int, int, int]
-    """Epoch, document, image: what its draws depend on, beside the seed."""
-    sees_text: bool
-    is_seen: bool
-    """By text that follows."""
 
 
 def _text_piece(segments: Sequence[np.ndarray], start: int, length: int) -> Document[int]:
@@ -285,30 +224,24 @@ def _text_piece(segments: Sequence[np.ndarray], start: int, length: int) -> Docu
     return Document(spans, opens=start == 0, closes=end == len(ids) + 2)
 
 
-def _pieces(words: UInt64[np.ndarray, "_ 2"]) -> list[_Piece]:
-    found = References.from_words(words)
-    columns = (found.shard, found.row, found.start, found.length, found.image_first, found.epoch)
-    return [_Piece(*row) for row in zip(*(column.tolist() for column in columns), strict=True)]
-
-
-def _layout(values: dict[str, object]) -> SequenceLayout:
+def _layout(values: dict[str, Any]) -> SequenceLayout:
     layout, faults = validate(SequenceLayout, values, where="mixture.layout")
     if layout is None:
         raise ArtifactError("; ".join(faults))
     return layout
 
 
-def _statistics(
-    latents: Artifact | None, channels: int
-) -> tuple[Float32[np.ndarray, "c 1 1"], Float32[np.ndarray, "c 1 1"]]:
+def _scaling(latents: Artifact | None, channels: int) -> Scaling:
     """Shift and scale of the autoencoder that made the latents."""
     from transfusion.autoencoder.statistics import LatentStatistics
 
     if latents is None:
-        return np.zeros((channels, 1, 1), np.float32), np.ones((channels, 1, 1), np.float32)
+        return Scaling(
+            np.zeros((channels, 1, 1), np.float32), np.ones((channels, 1, 1), np.float32)
+        )
     folder = latents.input("autoencoder").local(STATISTICS).parent
     found = LatentStatistics.read(folder, latent_channels=channels)
-    return (
+    return Scaling(
         np.array(found.shift, np.float32)[:, None, None],
         np.array(found.scale, np.float32)[:, None, None],
     )

@@ -1,52 +1,32 @@
 """Rows of token and latent shards, read a row group at a time and kept as long as there is room."""
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from jaxtyping import Float16, Int32, Int64
+import torch.utils.dlpack
+from jaxtyping import Float16, Int32, Int64, UInt64
+from torch import Tensor
 
 from transfusion.artifacts.artifact import Artifact, verified
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.shards import index_entries, row_entries
 from transfusion.artifacts.tables import ROWS_PER_GROUP
+from transfusion.errors import ArtifactError
+from transfusion.ingest.cache import Cache
+from transfusion.ingest.images import LatentGroup
 from transfusion.ingest.index import read_shard_index
 from transfusion.storage.store import Store
-
-
-class Cache:
-    """Keeps what was used last, up to a number of bytes; shared by threads."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._bytes = max_bytes, 0
-        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
-        self._lock = threading.RLock()
-
-    def get(self, key: Hashable, load: Callable[[], tuple[Any, int]]) -> Any:
-        """What is kept under the key, or what `load` brings with its size in bytes."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key][0]
-            value, size = load()
-            self._kept[key] = (value, size)
-            self._bytes += size
-            while self._bytes > self._max_bytes and len(self._kept) > 1:
-                _, (_, freed) = self._kept.popitem(last=False)
-                self._bytes -= freed
-            return value
 
 
 @dataclass(frozen=True)
 class TokenGroup:
     """Rows of a token shard that were read together."""
 
-    keys: list[str]
+    keys: pa.Array
     layouts: list[str]
     lengths: Int32[np.ndarray, " k"]
     length_offsets: Int32[np.ndarray, " d"]
@@ -64,12 +44,13 @@ class TokenGroup:
         return found
 
 
-@dataclass(frozen=True)
-class LatentGroup:
-    """Rows of a latent shard that were read together."""
+class ShardImages(NamedTuple):
+    """What the draws and latents of a shard's documents are found by."""
 
-    mean: Float16[np.ndarray, "i c h w"]
-    std: Float16[np.ndarray, "i c h w"]
+    first: Int32[np.ndarray, " d"]
+    """Row of a document's first latent."""
+    identity: UInt64[np.ndarray, " d"]
+    """What the draws of a document depend on."""
 
 
 class SourceReader:
@@ -100,52 +81,52 @@ class SourceReader:
 
     def tokens(self, shard: int, row: int) -> tuple[TokenGroup, int]:
         """The group with that row, and its place in the group."""
-        group = row // ROWS_PER_GROUP
-
-        def load() -> tuple[TokenGroup, int]:
-            table = self._read(self._tokens[shard], group, ["key", "layout", "lengths", "ids"])
-            return _token_group(table), int(table.nbytes)
-
-        return self._cache.get((self._name, "tokens", shard, group), load), row % ROWS_PER_GROUP
+        group, at = divmod(row, ROWS_PER_GROUP)
+        load = partial(self._load_tokens, shard, group)
+        return self._cache.get((self._name, "tokens", shard, group), load), at
 
     def latents(self, shard: int, row: int) -> tuple[LatentGroup, int]:
         """The group with that row, and its place in the group."""
-        group = row // ROWS_PER_GROUP
+        group, at = divmod(row, ROWS_PER_GROUP)
+        load = partial(self._load_latents, shard, group)
+        return self._cache.get((self._name, "latents", shard, group), load), at
 
-        def load() -> tuple[LatentGroup, int]:
-            table = self._read(self._latents[shard], group, ["mean", "std"])
-            loaded = LatentGroup(*(_halves(table[name], self._shape) for name in ("mean", "std")))
-            return loaded, int(table.nbytes)
+    def images(self, shard: int) -> ShardImages:
+        """Where the latents of a shard's documents are."""
+        return self._cache.get((self._name, "images", shard), partial(self._load_images, shard))
 
-        return self._cache.get((self._name, "latents", shard, group), load), row % ROWS_PER_GROUP
+    def _load_tokens(self, shard: int, group: int) -> tuple[TokenGroup, int]:
+        table = self._read(self._tokens[shard], group, ["key", "layout", "lengths", "ids"])
+        return _token_group(table), int(table.nbytes)
 
-    def first_image(self, shard: int, row: int) -> int:
-        """Row of a document's first latent."""
-        return int(self._index(shard)[0][row])
+    def _load_latents(self, shard: int, group: int) -> tuple[LatentGroup, int]:
+        table = self._read(self._latents[shard], group, ["mean", "std"])
+        loaded = LatentGroup(*(_halves(table[name], self._shape) for name in ("mean", "std")))
+        return loaded, int(table.nbytes)
 
-    def identity(self, shard: int, row: int) -> int:
-        """What the draws of a document depend on."""
-        return int(self._index(shard)[1][row])
-
-    def _index(self, shard: int) -> tuple[Any, Any]:
-        def load() -> tuple[Any, int]:
-            latents = self._latent_index[shard] if self._latent_index else None
-            index = read_shard_index(self._store, self._token_index[shard], latents)
-            return (index.first_image, index.identity), 12 * len(index.identity)
-
-        return self._cache.get((self._name, "index", shard), load)
+    def _load_images(self, shard: int) -> tuple[ShardImages, int]:
+        latents = self._latent_index[shard] if self._latent_index else None
+        index = read_shard_index(self._store, self._token_index[shard], latents)
+        found = ShardImages(index.first_image, index.identity)
+        return found, found.first.nbytes + found.identity.nbytes
 
     def _read(self, entry: FileEntry, group: int, columns: list[str]) -> pa.Table:
         place = verified(self._store, entry)
-        with pq.ParquetFile(place, memory_map=True, page_checksum_verification=True) as file:
-            return file.read_row_group(group, columns=columns, use_threads=False)
+        try:
+            with pq.ParquetFile(place, memory_map=True, page_checksum_verification=True) as file:
+                return file.read_row_group(group, columns=columns, use_threads=False)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise ArtifactError(
+                f"{self._store.url(entry.path)}: row group {group} cannot be read: {error}: the file was "
+                "altered or cut short while it was in use; delete it and run its stage again"
+            ) from error
 
 
 def _token_group(table: pa.Table) -> TokenGroup:
-    lengths = table["lengths"].combine_chunks()
+    lengths = _whole(table["lengths"])
     data, offsets = _binary(table["ids"])
     return TokenGroup(
-        keys=table["key"].to_pylist(),
+        keys=_whole(table["key"]),
         layouts=table["layout"].to_pylist(),
         lengths=lengths.values.to_numpy(),
         length_offsets=lengths.offsets.to_numpy(),
@@ -154,14 +135,21 @@ def _token_group(table: pa.Table) -> TokenGroup:
     )
 
 
-def _halves(column: pa.ChunkedArray, shape: tuple[int, int, int]) -> Float16[np.ndarray, "i c h w"]:
+def _halves(column: pa.ChunkedArray, shape: tuple[int, int, int]) -> Float16[Tensor, "k c h w"]:
     data, _ = _binary(column)
-    return data.view("<f2").reshape(-1, *shape)
+    # Through Arrow, whose memory torch takes as it is; numpy's would be read-only, of which torch warns.
+    halves = pa.Array.from_buffers(pa.float16(), len(data) // 2, [None, pa.py_buffer(data)])
+    return torch.utils.dlpack.from_dlpack(halves).view(-1, *shape)
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    # Combining copies even what is one piece, and megabytes of fresh memory cost more than the read.
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def _binary(column: pa.ChunkedArray) -> tuple[Any, Int64[np.ndarray, " d"]]:
     """The bytes of all values, one after the other, and where each begins."""
-    array = column.combine_chunks()
+    array = _whole(column)
     raw_offsets = np.frombuffer(array.buffers()[1], "<i4")
     offsets = raw_offsets[array.offset : array.offset + len(array) + 1].astype(np.int64)
     buffer = array.buffers()[2]

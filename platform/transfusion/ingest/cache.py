@@ -1,0 +1,57 @@
+"""What was read of the shards and is kept for as long as there is room; shared by threads."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future
+from typing import Any
+
+
+class Cache:
+    """Keeps what was used last, up to a number of bytes.
+
+    Threads load different things side by side; what two ask for at once is loaded once. What is being loaded
+    is not yet counted: at most one thing a thread comes on top of the bytes.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes, self.bytes = max_bytes, 0
+        self.loads = self.loaded_bytes = 0
+        """How often, and how much in all, was read."""
+        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._loading: dict[Hashable, Future[Any]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Hashable, load: Callable[[], tuple[Any, int]]) -> Any:
+        """What is kept under the key, or what `load` brings with its size in bytes."""
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None:
+                self._kept.move_to_end(key)
+                return kept[0]
+            others = self._loading.get(key)
+            if others is None:
+                own = self._loading[key] = Future()
+        if others is not None:
+            return others.result()
+        try:
+            value, size = load()
+        except BaseException as error:
+            with self._lock:
+                del self._loading[key]
+            own.set_exception(error)
+            raise
+        with self._lock:
+            del self._loading[key]
+            self._keep(key, value, size)
+        own.set_result(value)
+        return value
+
+    def _keep(self, key: Hashable, value: Any, size: int) -> None:
+        self._kept[key] = (value, size)
+        self.bytes += size
+        self.loads += 1
+        self.loaded_bytes += size
+        while self.bytes > self.max_bytes and len(self._kept) > 1:
+            _, (_, freed) = self._kept.popitem(last=False)
+            self.bytes -= freed
