@@ -136,6 +136,9 @@ SOURCES: Mapping[str, str] = MappingProxyType(
         "image_folder": "data_pipelines.sources.image_folder",
         "text": "data_pipelines.sources.text",
         "python_docs": "data_pipelines.sources.python_docs",
+        "parquet_images": "data_pipelines.sources.parquet_images",
+        "interleaved": "data_pipelines.sources.interleaved",
+        "edits": "data_pipelines.sources.edits",
     }
 )
 """Every source by its short name."""

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import data_pipelines.sources
@@ -31,7 +33,25 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         "image_folder": {"path": str(folder)},
         "text": {"path": str(folder)},
         "python_docs": {},
+        **_of_rows(tmp_path / "rows", images=folder),
     }[request.getfixturevalue("name")]
+
+
+def _of_rows(folder: Path, *, images: Path) -> dict[str, dict]:
+    folder.mkdir()
+    table = pa.table({"image": [b"png"], "text": ["a caption"]})
+    pq.write_table(table, folder / "images.parquet")
+    edit = {"source_image": "a.png", "instruction": "turn it", "target_image": "a.png"}
+    (folder / "edits.jsonl").write_text(json.dumps(edit))
+    page = {"texts": ["above", None], "images": [None, "a.png"]}
+    (folder / "pages.jsonl").write_text(json.dumps(page))
+    return {
+        "parquet_images": {"path": str(folder)},
+        "edits": {"path": f"{folder}/edits.*", "images": str(images)},
+        "interleaved": {
+            "path": f"{folder}/pages.*", "images": str(images), "layout": "obelics"
+        },
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SOURCES)
