@@ -43,7 +43,8 @@ class LatentRow:
     original_height: int
     original_width: int
     sha256: bytes
-    phash: int
+    phash: int | None
+    """None where the pixels were never seen."""
 
 
 def latents_table(rows: Sequence[LatentRow]) -> pa.Table:
