@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,26 @@ LATENT = (8, 8, 8)
 """Of the quickstart: 16 patches of side 2."""
 ROWS_PER_SHARD = 4096
 
+Shape = tuple[int, int, int]
 
-def make_plan(root: Path, *, num_pairs: int, num_texts: int, **config: Any) -> Artifact:
+
+def make_plan(
+    root: Path,
+    *,
+    num_pairs: int,
+    num_texts: int,
+    latent: Shape = LATENT,
+    rows_per_shard: int = ROWS_PER_SHARD,
+    **config: Any,
+) -> Artifact:
     """A mixture of captioned images and prose at the quickstart's lengths."""
-    inputs = made_up_inputs(root, num_pairs=num_pairs, num_texts=num_texts)
+    inputs = made_up_inputs(
+        root,
+        num_pairs=num_pairs,
+        num_texts=num_texts,
+        latent=latent,
+        rows_per_shard=rows_per_shard,
+    )
     return plan(root, inputs, **config)
 
 
@@ -47,21 +64,38 @@ def plan(root: Path, inputs: dict[str, Artifact], **config: Any) -> Artifact:
     return make(root, "data_pipelines.mix", defaults | config, inputs)
 
 
-def made_up_inputs(root: Path, *, num_pairs: int, num_texts: int) -> dict[str, Artifact]:
+def made_up_inputs(
+    root: Path,
+    *,
+    num_pairs: int,
+    num_texts: int,
+    latent: Shape = LATENT,
+    rows_per_shard: int = ROWS_PER_SHARD,
+) -> dict[str, Artifact]:
     """Captions of about 9 tokens with their latents, and prose of about 300 tokens."""
     rng = np.random.default_rng(0)
-    captions = _tokens(root, rng, count=num_pairs, kind="captions", layout="ti", mean_length=9)
-    prose = _tokens(root, rng, count=num_texts, kind="prose", layout="t", mean_length=300)
-    return {"captions": captions, "latents": _latents(root, rng, num_pairs), "tokens": prose}
+    made = partial(_tokens, root, rng, rows_per_shard)
+    return {
+        "captions": made(count=num_pairs, kind="captions", layout="ti", mean_length=9),
+        "tokens": made(count=num_texts, kind="prose", layout="t", mean_length=300),
+        "latents": _latents(root, rng, rows_per_shard, count=num_pairs, latent=latent),
+    }
 
 
 def _tokens(
-    root: Path, rng: np.random.Generator, *, count: int, kind: str, layout: str, mean_length: int
+    root: Path,
+    rng: np.random.Generator,
+    rows_per_shard: int,
+    *,
+    count: int,
+    kind: str,
+    layout: str,
+    mean_length: int,
 ) -> Artifact:
     files = []
-    for first in range(0, count, ROWS_PER_SHARD):
+    for first in range(0, count, rows_per_shard):
         rows = []
-        for number in range(first, min(first + ROWS_PER_SHARD, count)):
+        for number in range(first, min(first + rows_per_shard, count)):
             length = int(rng.integers(mean_length // 2, 3 * mean_length // 2 + 1))
             key = f"{kind}/{number:09d}"
             rows.append(
@@ -84,13 +118,15 @@ def _tokens(
     )
 
 
-def _latents(root: Path, rng: np.random.Generator, count: int) -> Artifact:
+def _latents(
+    root: Path, rng: np.random.Generator, rows_per_shard: int, *, count: int, latent: Shape
+) -> Artifact:
     files = []
-    channels, height, width = LATENT
-    for first in range(0, count, ROWS_PER_SHARD):
-        numbers = range(first, min(first + ROWS_PER_SHARD, count))
-        means = rng.standard_normal((len(numbers), *LATENT), np.float32).astype(np.float16)
-        std = np.full(LATENT, 0.05, np.float16)
+    channels, height, width = latent
+    for first in range(0, count, rows_per_shard):
+        numbers = range(first, min(first + rows_per_shard, count))
+        means = rng.standard_normal((len(numbers), *latent), np.float32).astype(np.float16)
+        std = np.full(latent, 0.05, np.float16)
         rows = [
             LatentRow(
                 key=f"captions/{number:09d}",

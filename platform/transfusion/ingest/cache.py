@@ -1,9 +1,9 @@
 """What was read of the shards and is kept for as long as there is room; shared by threads."""
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -18,17 +18,23 @@ class Cache:
         self.max_bytes, self.bytes = max_bytes, 0
         self.loads = self.loaded_bytes = 0
         """How often, and how much in all, was read."""
-        self._kept: OrderedDict[Hashable, tuple[Any, int]] = OrderedDict()
+        self._kept: dict[Hashable, _Kept] = {}
         self._loading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
+        self._uses = 0
 
     def get(self, key: Hashable, load: Callable[[], tuple[Any, int]]) -> Any:
         """What is kept under the key, or what `load` brings with its size in bytes."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            # Without the lock, for a batch asks hundreds of times: two uses that count as one do no harm.
+            self._uses += 1
+            kept.used = self._uses
+            return kept.value
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
-                self._kept.move_to_end(key)
-                return kept[0]
+                return kept.value
             others = self._loading.get(key)
             if others is None:
                 own = self._loading[key] = Future()
@@ -48,10 +54,23 @@ class Cache:
         return value
 
     def _keep(self, key: Hashable, value: Any, size: int) -> None:
-        self._kept[key] = (value, size)
+        self._uses += 1
+        self._kept[key] = _Kept(value, size, self._uses)
         self.bytes += size
         self.loads += 1
         self.loaded_bytes += size
-        while self.bytes > self.max_bytes and len(self._kept) > 1:
-            _, (_, freed) = self._kept.popitem(last=False)
-            self.bytes -= freed
+        if self.bytes <= self.max_bytes:
+            return
+        # The newest stays, whatever its size: it is about to be used.
+        for oldest in sorted(self._kept, key=lambda kept: self._kept[kept].used)[:-1]:
+            self.bytes -= self._kept.pop(oldest).size
+            if self.bytes <= self.max_bytes:
+                return
+
+
+@dataclass(slots=True)
+class _Kept:
+    value: Any
+    size: int
+    used: int
+    """Larger than that of everything used before."""

@@ -58,7 +58,7 @@ def draw_images(
     caption_drop: float,
 ) -> ImageSlots:
     """Samples of the posteriors, noise, timesteps and dropped captions, in `count` slots."""
-    slots = ImageSlots.empty(count, latent_shape)
+    slots = ImageSlots.empty(count, latent_shape, used=len(wanted))
     draws = Draws(seed, _IMAGE)
     part = torch.empty(latent_shape, dtype=torch.float32)
     for slot, image in enumerate(wanted):

@@ -128,7 +128,9 @@ class MixtureReader:
     def zero_batch(self) -> PackedBatch:
         """A batch in which nothing counts: what a worker runs when it has one lane less than another."""
         empty: list[list[Document[int]]] = [[] for _ in range(self.sequences_per_micro_batch)]
-        return self._assemble(empty, ImageSlots.empty(self.mixture.image_slots, self.latent_shape))
+        return self._assemble(
+            empty, ImageSlots.empty(self.mixture.image_slots, self.latent_shape, used=0)
+        )
 
     def validation(self, index: int) -> PackedBatch:
         """A batch of held-out documents: the same draws in every run, and no caption is dropped."""

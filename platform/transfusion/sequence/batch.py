@@ -76,11 +76,17 @@ class ImageSlots:
     drop_caption: Bool[np.ndarray, " m"]
 
     @classmethod
-    def empty(cls, count: int, latent_shape: tuple[int, int, int]) -> "ImageSlots":
-        """Slots to be filled in place: latents are large, and are not to be copied once more."""
+    def empty(cls, count: int, latent_shape: tuple[int, int, int], *, used: int) -> "ImageSlots":
+        """Slots to be filled in place, for latents are large.
+
+        Args:
+            used: So many latents and noises, the first, are left undefined: the caller fills them.
+        """
+        latents, noise = np.empty((2, count, *latent_shape), np.float32)
+        latents[used:], noise[used:] = 0.0, 0.0
         return cls(
-            latents=np.zeros((count, *latent_shape), np.float32),
-            noise=np.zeros((count, *latent_shape), np.float32),
+            latents=latents,
+            noise=noise,
             timesteps=np.zeros(count, np.int64),
             drop_caption=np.zeros(count, bool),
         )
@@ -113,7 +119,7 @@ def assemble(
     ]
     if len(images) > image_slots:
         raise ValueError(f"{len(images)} images for {image_slots} image slots")
-    slots = ImageSlots.empty(image_slots, latent_shape)
+    slots = ImageSlots.empty(image_slots, latent_shape, used=len(images))
     for slot, image in enumerate(images):
         if image.latent.shape != latent_shape or image.noise.shape != latent_shape:
             raise ValueError(
