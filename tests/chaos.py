@@ -131,12 +131,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--driver-only", action="store_true")
     parser.add_argument("--reference", help="a store that holds an undisturbed run already")
+    parser.add_argument("--reference-s", type=float, help="how long that run took", default=180.0)
     options = parser.parse_intermixed_args()
     with tempfile.TemporaryDirectory() as folder:
         calm = [*options.overrides, f"store={options.reference or Path(folder) / 'calm'}"]
         reference = run_job(options.job, calm, kill_after_s=None, driver_only=False)
         expected = digests(options.job, calm)
-        seconds = reference.seconds if options.reference is None else 180.0
+        seconds = reference.seconds if options.reference is None else options.reference_s
         print(f"undisturbed: {reference.seconds:.1f} s", flush=True)
         rough = [*options.overrides, f"store={Path(folder) / 'rough'}"]
         moments = disturb(
