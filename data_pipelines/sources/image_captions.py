@@ -75,7 +75,7 @@ class Captions:
         elif name in self._rows:
             self.faults.append(Rejected(where, "duplicate_key", f"{shown} has an earlier row"))
         elif said is None or isinstance(said, str):
-            self._rows[name] = _checked(said)
+            self._rows[name] = caption_of(said)
         else:
             detail = f"{where}: the caption is a {type(said).__name__}"
             self._rows[name] = Rejected(shown, "bad_caption", detail)
@@ -88,12 +88,12 @@ def caption_in(data: bytes, *, name: str, sidecar: str) -> str | Rejected | None
         data: What it holds, up to one byte more than a caption may have.
     """
     try:
-        return _checked(data.decode("utf-8-sig").strip())
+        return caption_of(data.decode("utf-8-sig").strip())
     except UnicodeDecodeError as error:
         return Rejected(name, "bad_caption", f"{key_of(sidecar)}: no UTF-8 at byte {error.start}")
 
 
-def _checked(caption: str | None) -> str | Rejected | None:
+def caption_of(caption: str | None) -> str | Rejected | None:
     """The caption as it is; None for one that is empty."""
     if caption is None or not caption.strip():
         return None

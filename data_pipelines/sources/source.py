@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transfusion.artifacts.artifact import Artifact
 
 LISTING = "listing"
-"""The one file of a listing: a table of `identity` and `spec` (canonical JSON), a row a shard."""
+"""The one file of a listing: a row a shard, with `identity`, `spec` (canonical JSON) and perhaps `metadata`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,18 @@ class ShardDescriptor:
     spec: Mapping[str, Any]
     """What `read` needs; paths are relative to the source's root."""
 
+    metadata: str = ""
+    """Changes when only the rows' metadata do: apart from `identity`, so that no image is encoded anew for it."""
+
     def to_json(self) -> dict[str, Any]:
         """The descriptor as plain JSON."""
-        return {"identity": self.identity, "spec": dict(self.spec)}
+        own = {"metadata": self.metadata} if self.metadata else {}
+        return {"identity": self.identity, "spec": dict(self.spec), **own}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "ShardDescriptor":
         """The descriptor that `to_json` wrote."""
-        return cls(identity=value["identity"], spec=value["spec"])
+        return cls(value["identity"], value["spec"], value.get("metadata", ""))
 
 
 @runtime_checkable
@@ -103,12 +107,13 @@ def run(config: Config, inputs: Mapping[str, "Artifact"], context: StageContext)
 
     del inputs
     shards = source_module(context.uses).list_shards(config)
-    table = pa.table(
-        {
-            "identity": pa.array([shard.identity for shard in shards], pa.string()),
-            "spec": pa.array([canonical_json(shard.spec) for shard in shards], pa.large_string()),
-        }
-    )
+    columns = {
+        "identity": pa.array([shard.identity for shard in shards], pa.string()),
+        "spec": pa.array([canonical_json(shard.spec) for shard in shards], pa.large_string()),
+    }
+    if any(shard.metadata for shard in shards):
+        columns["metadata"] = pa.array([shard.metadata for shard in shards], pa.string())
+    table = pa.table(columns)
     context.log.info("%s shards", f"{len(shards):,}")
     return Made(files=[store_table(context.store, f"{context.folder}/files", LISTING, table)])
 
@@ -124,7 +129,7 @@ def open_listing(artifact: "Artifact") -> Listing:
         source=source,
         config=source.STAGE.config.model_validate_json(json.dumps(values)),
         shards=[
-            ShardDescriptor(identity=row["identity"], spec=json.loads(row["spec"]))
+            ShardDescriptor.from_json(row | {"spec": json.loads(row["spec"])})
             for row in table.to_pylist()
         ],
     )
@@ -134,6 +139,7 @@ SOURCES: Mapping[str, str] = MappingProxyType(
     {
         "shapes": "data_pipelines.sources.shapes",
         "image_folder": "data_pipelines.sources.image_folder",
+        "webdataset": "data_pipelines.sources.webdataset",
         "text": "data_pipelines.sources.text",
         "python_docs": "data_pipelines.sources.python_docs",
         "parquet_images": "data_pipelines.sources.parquet_images",

@@ -14,6 +14,7 @@ import pytest
 import data_pipelines.sources
 from data_pipelines.documents import Document, Image, Text
 from data_pipelines.sources.source import SOURCES, open_listing, source_module
+from tests.data_pipelines.tars import pair, write_tar
 from tests.pipeline import make
 from transfusion.errors import SpecError
 
@@ -32,6 +33,7 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
         "shapes": {"num_images": 5, "seed": 0, "images_per_shard": 2},
         "image_folder": {"path": str(folder)},
         "text": {"path": str(folder)},
+        "webdataset": {"path": str(write_tar(tmp_path / "tars" / "0.tar", pair("a")))},
         "python_docs": {},
         **_of_rows(tmp_path / "rows", images=folder),
     }[request.getfixturevalue("name")]
