@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from transfusion.errors import ArtifactError
+from transfusion.storage import copies
 from transfusion.storage.s3_client import PART_BYTES, patiently
 from transfusion.storage.store import Entry, Protection, Store, cache_folder
 
@@ -63,7 +64,8 @@ class S3Store(Store):
         size = int(head["ContentLength"])
         mark = str(head.get("ETag", "")).strip('"') or str(size)
         place = cache_folder() / self.root / mark / path
-        if fresh or not place.is_file():
+        if fresh or not copies.use(place):
+            copies.make_room(cache_folder(), size)
             place.parent.mkdir(parents=True, exist_ok=True)
             temporary = place.parent / f".tmp-{uuid.uuid4().hex}"
             try:
