@@ -9,7 +9,7 @@ Axes: h, w = pixels.
 
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from data_pipelines.crop import Size, covering_size, nearest_size
 from data_pipelines.limits import DecodeLimits
 
 T = TypeVar("T")
@@ -44,6 +45,9 @@ class Decoded:
 
     pixels: UInt8[np.ndarray, "h w 3"]
 
+    original: Size
+    """Height and width of the upright image; those of the pixels unless a JPEG was decoded at a smaller scale."""
+
     notes: tuple[str, ...]
     """What was done that loses or guesses something, such as `first_frame` or `broken_icc`: to be counted."""
 
@@ -57,8 +61,12 @@ def decode_image(data: bytes, limits: DecodeLimits) -> UInt8[np.ndarray, "h w 3"
     return decode(data, limits).pixels
 
 
-def decode(data: bytes, limits: DecodeLimits) -> Decoded:
+def decode(data: bytes, limits: DecodeLimits, *, draft_sizes_px: Sequence[Size] = ()) -> Decoded:
     """The image's pixels, and what was lost or guessed on the way.
+
+    Args:
+        draft_sizes_px: When given, a JPEG is decoded at 1/2, 1/4 or 1/8 where its crop to the nearest of these
+            sizes needs no more.
 
     Raises:
         Reject: The file cannot be used.
@@ -75,30 +83,12 @@ def decode(data: bytes, limits: DecodeLimits) -> Decoded:
             if limits.animated == "reject":
                 raise Reject("animated", f"{image.format} of more than one frame")
             notes.append("first_frame")
+        drafted = _draft(image, draft_sizes_px) if draft_sizes_px else None
         _load(image)
         image = _upright(image, notes)
         rgb = _to_rgb(image, notes)
     pixels = np.array(rgb, dtype=np.uint8)
-    return Decoded(pixels, tuple(notes))
-
-
-def center_crop_resize(
-    pixels: UInt8[np.ndarray, "h w 3"], size_px: int
-) -> UInt8[np.ndarray, "{size_px} {size_px} 3"]:
-    """The largest centred square, resampled (Lanczos, after a box filter when it shrinks by much).
-
-    An image that has the size already is returned unchanged.
-    """
-    height, width = pixels.shape[:2]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    if side == size_px:
-        return square.copy()
-    resized = Image.fromarray(square).resize(
-        (size_px, size_px), Image.Resampling.LANCZOS, reducing_gap=3.0
-    )
-    return np.array(resized, dtype=np.uint8)
+    return Decoded(pixels, drafted or (rgb.height, rgb.width), tuple(notes))
 
 
 def _open(data: bytes, limits: DecodeLimits) -> Image.Image:
@@ -148,6 +138,20 @@ def _is_animated(image: Image.Image) -> bool:
     if image.format == "MPO":
         return False
     return bool(_guarded(lambda: getattr(image, "is_animated", False)))
+
+
+def _draft(image: Image.Image, sizes_px: Sequence[Size]) -> Size | None:
+    """Has libjpeg scale in the frequency domain; returns the upright size before that, None for other formats."""
+    if image.format not in ("JPEG", "MPO"):
+        return None
+    try:
+        turned = image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
+    except Exception:  # as in `_upright`, which will leave such an image as it is
+        turned = False
+    original = (image.width, image.height) if turned else (image.height, image.width)
+    height, width = covering_size(original, nearest_size(original, sizes_px))
+    image.draft(None, (height, width) if turned else (width, height))
+    return original
 
 
 def _load(image: Image.Image) -> None:
@@ -242,6 +246,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Ima
     return _guarded(lambda: image.convert("RGB"))
 
 
+_ORIENTATION = 0x0112
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 _SIGNATURES: Mapping[tuple[int, bytes], str] = MappingProxyType(

@@ -21,5 +21,8 @@ class DecodeLimits(Config):
     max_aspect: float = Field(default=8.0, ge=1)
     """Longer side over shorter side."""
 
+    decode_cpu_s: float = Field(default=20.0, gt=0)
+    """CPU seconds for one image, crop and hashes included; a slower one is tried once more, then rejected."""
+
     animated: Literal["first_frame", "reject"] = "first_frame"
     """What becomes of GIF, WebP, APNG and TIFF files of more than one frame or page."""

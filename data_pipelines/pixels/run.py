@@ -4,9 +4,11 @@ import functools
 import itertools
 from collections.abc import Mapping
 
+from data_pipelines.decoders import running_decoders
 from data_pipelines.documents import Text
 from data_pipelines.images import LoadedImage, load_images
 from data_pipelines.pixels.config import PixelsConfig
+from data_pipelines.preparation import Facts, Preparation, count_notes
 from data_pipelines.shards import Launch, ShardTask, on_ray, plan_tasks, run_shards
 from data_pipelines.sources.source import open_listing
 from transfusion.artifacts.artifact import Artifact
@@ -54,7 +56,7 @@ def run(
             quota,
             store=context.store,
             pool=context.pool,
-            num_threads=max(1, int(context.resources.pool.cpus_per_actor)),
+            num_decoders=max(1, int(context.resources.pool.cpus_per_actor)),
         ),
         unit="images decoded",
         launch=launch,
@@ -73,10 +75,12 @@ class DecodeShard:
         *,
         store: Store,
         pool: str,
-        num_threads: int,
+        num_decoders: int,
     ) -> None:
         self._listing = open_listing(listing)
-        self._config, self._quota, self._num_threads = config, quota, num_threads
+        self._quota, self._num_decoders = quota, num_decoders
+        side_px = config.image_size_px
+        self._preparation = Preparation(config.limits, ((side_px, side_px),))
         self._pool = ShardPool(store, pool)
 
     def make(self, task: ShardTask) -> ShardRecord:
@@ -85,15 +89,17 @@ class DecodeShard:
         rejects: list[Reject] = []
         images = load_images(
             self._listing.read(task.descriptor),
-            image_size_px=self._config.image_size_px,
-            limits=self._config.limits,
-            num_threads=self._num_threads,
+            preparation=self._preparation,
+            decoders=running_decoders(self._num_decoders),
         )
+        facts: list[Facts] = []
         for image in itertools.islice(images, self._quota):
             if isinstance(image, Reject):
                 rejects.append(image)
             else:
                 rows.append(_row(image))
+                facts.append(image.prepared.facts)
+        notes = count_notes(facts)
         return self._pool.commit(
             task.key,
             {ROWS: pixels_table(rows), REJECTS: rejects_table(rejects)},
@@ -101,6 +107,7 @@ class DecodeShard:
                 input=len(rows) + len(rejects), written=len(rows), rejected=count_reasons(rejects)
             ),
             raw_columns=PIXELS_RAW,
+            metadata={"notes": notes} if notes else {},
         )
 
 
@@ -109,7 +116,7 @@ def _row(image: LoadedImage) -> PixelRow:
     return PixelRow(
         key=image.key,
         image_index=image.image_index,
-        sha256=image.sha256,
+        sha256=image.prepared.facts.sha256,
         caption=" ".join(texts),
         metadata=image.document.metadata,
         pixels=image.pixels,

@@ -74,12 +74,23 @@ class TrainResources(Config):
 
 
 class PoolResources(Config):
-    """A fixed pool of actors of a data stage."""
+    """The pool of actors of a data stage, and when a run of it stops."""
 
     num_actors: int = Field(2, ge=1)
+    max_actors: int | None = Field(None, ge=1)
+    """None for a fixed pool. With more than `num_actors` the pool grows with the cluster; a pool of GPU actors is
+    better fixed, since Ray does not ask an autoscaler for the GPUs it lacks (ray-project/ray#59144)."""
     cpus_per_actor: float = Field(1, gt=0)
     gpus_per_actor: float = Field(0, ge=0)
     memory_per_actor_gib: float | None = Field(None, gt=0)
+    decoding: Literal["fused", "split"] = "fused"
+    """Where images are decoded: in the encoder's actor, or in another, which may be on another machine."""
+    decode_cpus: float = Field(4, gt=0)
+    """Of the actor that decodes for an encoder when they are split."""
+    compile_encoder: bool = False
+    """`torch.compile` the encoder on CUDA: minutes at the start, a third faster."""
+    max_reject_fraction: float = Field(0.5, ge=0, le=1)
+    """A run stops when more of at least 1,000 rows were rejected."""
 
 
 class ServeResources(Config):

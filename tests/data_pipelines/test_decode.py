@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines.crop import center_crop_resize
 from data_pipelines.decode import (
     FORMATS,
     DecodeLimits,
     Reject,
-    center_crop_resize,
     decode,
     decode_image,
 )

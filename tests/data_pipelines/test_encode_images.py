@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipelines.encode_images.run import EncodeShard
+from data_pipelines.encode_images.shard import EncodeShard
 from data_pipelines.perceptual_hash import perceptual_hash
 from data_pipelines.shards import in_process
 from tests.pipeline import make, make_autoencoder
