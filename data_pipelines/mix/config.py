@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, field_validator
 
+from data_pipelines.mix.conditions import Filter
 from transfusion.config import JSON, Config, Location, suggestion
 from transfusion.errors import ArtifactError
 from transfusion.sequence.layout import SequenceLayout
@@ -12,7 +14,7 @@ from transfusion.storage.store import sha256_file
 
 
 class MixSource(Config):
-    """One source: inputs by role, and its weight."""
+    """One source: inputs by role, its weight, what of it takes part, and how much of it there is."""
 
     tokens: str
     """Role of the input with its tokens."""
@@ -25,6 +27,39 @@ class MixSource(Config):
 
     held_out_fraction: float | None = Field(default=None, ge=0, le=0.5)
     """Instead of the mixture's: a source of few documents needs a larger one."""
+
+    filters: list[Filter] = []
+    """All must hold for a document to take part; it is counted by the first that does not."""
+
+    when_exhausted: Literal["repeat", "stop", "end", "fail"] = "repeat"
+    """repeat: go through it again, each time in a new order. stop: the other sources share its weight from then
+    on. end: the plan ends with that step. fail: there is no plan."""
+
+    max_epochs: float | None = Field(default=None, gt=0)
+    """When it is exhausted, unless it repeats; 1 where neither this nor `max_tokens` is given."""
+
+    max_tokens: int | None = Field(default=None, ge=1)
+    """The same in positions: text tokens, patches and special tokens."""
+
+
+class MixPhase(Config):
+    """From a step on, other weights and further filters, until the next phase."""
+
+    start_step: int = Field(ge=1)
+
+    weights: dict[str, float] = {}
+    """Of the sources that change, 0 to leave one out; the others keep their own."""
+
+    filters: dict[str, list[Filter]] = {}
+    """Of a source, beside its own. What passes is gone through in epochs of its own."""
+
+    @field_validator("weights")
+    @classmethod
+    def _not_negative(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"the weight of {name} must be 0 or more, got {weight}")
+        return dict(sorted(weights.items()))
 
 
 class MixConfig(Config):
@@ -63,6 +98,22 @@ class MixConfig(Config):
     takedown: Location | None = None
     """A file of keys, one a line, that must not be trained on."""
 
+    deduplicate: Literal["none", "exact", "near"] = "none"
+    """Which documents take part once, whatever the source: the first by name of the source and place in it.
+    exact: same bytes of a pair's image, or same text and first image of other documents; near: also pairs and
+    single images whose perceptual hashes differ in at most `near_bits`."""
+
+    near_bits: int = Field(default=6, ge=0, le=8)
+    """Of 64. The same picture in another size or quality is within 6; each bit more finds more that only looks
+    alike."""
+
+    decontaminate: list[str] = []
+    """Roles of inputs, tokens or latents of evaluation sets: what has the same text, or an image that is the same
+    or as near as `near_bits`, takes no part."""
+
+    phases: list[MixPhase] = []
+    """What changes in the course of the run, such as the last hundredth on images of high score."""
+
     @field_validator("sources")
     @classmethod
     def _some(cls, sources: dict[str, MixSource]) -> dict[str, MixSource]:
@@ -76,6 +127,21 @@ class MixConfig(Config):
         # sources in another order is the same job.
         return dict(sorted(sources.items()))
 
+    @field_validator("decontaminate")
+    @classmethod
+    def _in_order(cls, roles: list[str]) -> list[str]:
+        return sorted(set(roles))
+
+    @field_validator("phases")
+    @classmethod
+    def _one_after_the_other(cls, phases: list[MixPhase]) -> list[MixPhase]:
+        starts = [phase.start_step for phase in phases]
+        if starts != sorted(set(starts)):
+            raise ValueError(f"each phase must begin after the one before it, got {starts}")
+        if len(phases) > 15:
+            raise ValueError(f"a mixture holds at most 15 phases, got {len(phases)}")
+        return phases
+
 
 def raw_input(config: MixConfig) -> list[JSON]:
     """The content of the takedown list, which stands for its place in the identity."""
@@ -88,18 +154,38 @@ def raw_input(config: MixConfig) -> list[JSON]:
 
 
 def check(config: MixConfig, roles: Mapping[str, str]) -> list[str]:
-    """Every role that a source names must be an input, and every input must be used."""
-    faults = []
-    used = set()
-    for name, source in config.sources.items():
-        for field, role in (("tokens", source.tokens), ("latents", source.latents)):
-            used.add(role)
-            if role is not None and role not in roles:
-                hint = suggestion(role, list(roles))
-                faults.append(f".sources.{name}.{field}: no input is named {role!r}{hint}")
+    """Every role that is named must be an input, every input used, and every source that is named one."""
+    named = [
+        (f".sources.{name}.{field}", role)
+        for name, source in config.sources.items()
+        for field, role in (("tokens", source.tokens), ("latents", source.latents))
+        if role is not None
+    ]
+    named += [(".decontaminate", role) for role in config.decontaminate]
+    faults = [
+        f"{place}: no input is named {role!r}{suggestion(role, list(roles))}"
+        for place, role in named
+        if role not in roles
+    ]
+    used = {role for _, role in named}
     faults += [
         f".sources: the input {role!r} is used by no source; take it away or name it"
         for role in roles
         if role not in used
     ]
+    for name, source in config.sources.items():
+        limits = [key for key in ("max_epochs", "max_tokens") if getattr(source, key) is not None]
+        if limits and source.when_exhausted == "repeat":
+            faults.append(
+                f".sources.{name}.{limits[0]}: a source that repeats has no end; "
+                "set when_exhausted to stop, end or fail"
+            )
+    for number, phase in enumerate(config.phases):
+        faults += [
+            f".phases[{number}]: no source is named {name!r}{suggestion(name, list(config.sources))}"
+            for name in {**phase.weights, **phase.filters}
+            if name not in config.sources
+        ]
+        if not any(phase.weights.get(name, s.weight) for name, s in config.sources.items()):
+            faults.append(f".phases[{number}].weights: at least one source must have a weight")
     return faults

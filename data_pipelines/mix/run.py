@@ -1,36 +1,25 @@
 """Plans a run from the lengths of its documents. Reads no token and no latent, and copies nothing."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipelines.mix.config import MixConfig
-from data_pipelines.mix.documents import Documents, SourceDocuments, read_source
+from data_pipelines.mix.duplicates import SourceDocuments, settle
+from data_pipelines.mix.plan import Plan
+from data_pipelines.mix.reading import Candidates, SourceReading
 from data_pipelines.mix.statistics import Statistics
+from data_pipelines.mix.streams import training_streams, validation_streams
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry, Outcomes
-from transfusion.artifacts.mixture import (
-    VALIDATION,
-    Mixture,
-    MixtureSource,
-    References,
-    block_name,
-    sequences_table,
-)
-from transfusion.artifacts.shards import REJECTS, count_reasons, rejects_table
+from transfusion.artifacts.mixture import Mixture, MixtureSource
+from transfusion.artifacts.shards import REJECTS
 from transfusion.artifacts.tables import store_table
 from transfusion.errors import ArtifactError
-from transfusion.sequence.draws import uniform
-from transfusion.sequence.packing import PackedSteps, Shape, constants, pack
+from transfusion.sequence.shape import Limits, Shape
 from transfusion.stage import Made, StageContext
-
-SEQUENCES_PER_FILE = 2048
-"""Of one lane: a file is read whole when its first step is reached."""
-
-_ORDER_OF_PAIR = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,57 +34,46 @@ class Latent:
 def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
     """The body of the stage."""
     num_pieces, latent = _constants_of_inputs(config, inputs)
-    try:
-        num_patches = config.layout.num_patches(latent.height, latent.width)
-    except ValueError as error:
-        raise ArtifactError(f"{context.name}: layout: {error}") from error
+    num_patches = _num_patches(config, latent, context)
     sources = _read_sources(config, inputs, num_patches=num_patches)
-    total = sum(source.weight for source in config.sources.values())
-    weights = {name: source.weight / total for name, source in config.sources.items()}
-    training = _Streams(
-        {name: source.training for name, source in sources.items()}, weights, num_patches
-    )
     for name, source in sources.items():
         if not len(source.training):
             raise ArtifactError(
                 f"{context.name}: sources.{name}: none of its {source.num_documents} documents can be "
-                f"trained on: {dict(source.filtered)}, {count_reasons(source.rejects)}"
+                f"trained on: {dict(source.filtered)}, {_reasons(source.rejects)}"
             )
-    image_slots, text_rows = constants(
-        training.streams,
-        sequence_length=config.sequence_length,
-        sequences_per_micro_batch=config.sequences_per_micro_batch,
+    for phase in config.phases:
+        if phase.start_step >= config.num_steps:
+            context.log.warning(
+                "the phase from step %d is not reached: num_steps is %d",
+                phase.start_step,
+                config.num_steps,
+            )
+    streams = training_streams(
+        config, {name: source.training for name, source in sources.items()}, num_patches
     )
     shape = Shape(
         sequence_length=config.sequence_length,
         sequences_per_micro_batch=config.sequences_per_micro_batch,
         lanes=config.lanes,
-        image_slots=image_slots,
-        text_rows=text_rows,
     )
-    plan = _Plan(config, context, shape)
-    statistics = Statistics(training.names, list(sources), shape, num_patches=num_patches)
-    files = list(plan.training(training, statistics))
-    validation_files, num_validation = plan.validation(sources, weights, num_patches)
-    if not num_validation and config.validation_micro_batches:
-        context.log.warning(
-            "no document is held out, so there is no validation; raise held_out_fraction"
-        )
-    rejects = [reject for source in sources.values() for reject in source.rejects]
-    files += validation_files
-    files.append(
-        store_table(context.store, f"{context.pool}/data", REJECTS, rejects_table(rejects))
-    )
-    metrics = statistics.metrics(weights)
-    context.log.info(statistics.summary(weights, metrics))
+    plan = Plan(config, context, shape)
+    statistics = Statistics(streams, shape, num_patches=num_patches)
+    files = list(plan.training(streams, statistics))
+    validation = _validation(config, sources, plan, statistics.limits, num_patches, context)
+    files += validation
+    rejects = pa.concat_tables([source.rejects for source in sources.values()]).sort_by("key")
+    files.append(store_table(context.store, f"{context.pool}/data", REJECTS, rejects))
+    metrics = statistics.metrics()
+    context.log.info(statistics.summary(metrics))
     metadata = Mixture(
         sequence_length=config.sequence_length,
         sequences_per_micro_batch=config.sequences_per_micro_batch,
         lanes=config.lanes,
-        steps=config.num_steps,
+        steps=statistics.num_steps,
         steps_per_block=plan.steps_per_block,
-        image_slots=image_slots,
-        text_rows=text_rows,
+        image_slots=statistics.limits.image_slots,
+        text_rows=statistics.limits.text_rows,
         latent_channels=latent.channels,
         latent_height=latent.height,
         latent_width=latent.width,
@@ -103,9 +81,10 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
         layout=config.layout.resolved(),
         caption_drop=config.caption_drop,
         seed=config.seed,
-        validation_micro_batches=num_validation,
-        sources=_described(config, sources, weights),
+        validation_micro_batches=config.validation_micro_batches if validation else 0,
+        sources=_described(config, sources),
         statistics=statistics.per_source(sources),
+        phases=statistics.per_phase(),
     )
     return Made(
         files=files,
@@ -130,13 +109,7 @@ def _constants_of_inputs(config: MixConfig, inputs: Mapping[str, Artifact]) -> t
                 )
         pieces.setdefault(inputs[source.tokens].metadata["num_pieces"], name)
         if source.latents is not None:
-            values = inputs[source.latents].metadata
-            latent = Latent(
-                channels=values["latent_channels"],
-                height=values["latent_height"],
-                width=values["latent_width"],
-            )
-            latents.setdefault(latent, name)
+            latents.setdefault(_latent(name, inputs[source.latents]), name)
     for what, found in (("tokenizers", pieces), ("latent shapes", latents)):
         if len(found) > 1:
             raise ArtifactError(
@@ -148,144 +121,71 @@ def _constants_of_inputs(config: MixConfig, inputs: Mapping[str, Artifact]) -> t
     return next(iter(pieces)), next(iter(latents), Latent(channels=1, height=patch, width=patch))
 
 
+def _latent(name: str, artifact: Artifact) -> Latent:
+    values = artifact.metadata
+    if values.get("latent_height") is None or values.get("latent_width") is None:
+        raise ArtifactError(
+            f"sources.{name}.latents: these latents have several shapes (aspect buckets), and a sequence is "
+            "planned for one; encode them without buckets"
+        )
+    return Latent(
+        channels=values["latent_channels"],
+        height=values["latent_height"],
+        width=values["latent_width"],
+    )
+
+
+def _num_patches(config: MixConfig, latent: Latent, context: StageContext) -> int:
+    try:
+        num_patches = config.layout.num_patches(latent.height, latent.width)
+    except ValueError as error:
+        raise ArtifactError(f"{context.name}: layout: {error}") from error
+    has_images = any(source.latents for source in config.sources.values())
+    least = config.layout.image_length(num_patches) + 2
+    if has_images and least > config.sequence_length:
+        raise ArtifactError(
+            f"{context.name}: sequence_length is {config.sequence_length}, and an image alone takes {least} "
+            "positions: raise sequence_length or layout.patch_size"
+        )
+    return num_patches
+
+
 def _read_sources(
     config: MixConfig, inputs: Mapping[str, Artifact], *, num_patches: int
 ) -> dict[str, SourceDocuments]:
-    takedown: set[str] = set()
-    if config.takedown is not None:
-        text = Path(config.takedown).expanduser().read_text("utf-8")
-        takedown = {line.strip() for line in text.splitlines() if line.strip()}
-    sources: dict[str, SourceDocuments] = {}
+    reading = SourceReading(config, inputs, num_patches=num_patches)
+    candidates: dict[str, Candidates] = {}
+    first_shard = 0
     for name, source in config.sources.items():
-        sources[name] = read_source(
-            name,
-            source,
-            config,
-            inputs,
-            num_patches=num_patches,
-            first_shard=sum(read.num_shards for read in sources.values()),
-            takedown=takedown,
+        candidates[name] = reading.read(name, source, first_shard=first_shard)
+        first_shard += candidates[name].num_shards
+    return settle(candidates, deduplicate=config.deduplicate, near_bits=config.near_bits)
+
+
+def _validation(
+    config: MixConfig,
+    sources: Mapping[str, SourceDocuments],
+    plan: Plan,
+    limits: Limits,
+    num_patches: int,
+    context: StageContext,
+) -> list[FileEntry]:
+    """A few micro-batches of held-out documents, of the sources that have any."""
+    held = {name: source.validation for name, source in sources.items() if len(source.validation)}
+    if not config.validation_micro_batches:
+        return []
+    if not held:
+        context.log.warning(
+            "no document is held out, so there is no validation; raise held_out_fraction"
         )
-    return sources
-
-
-class _Streams:
-    """Each source as one or two streams: what holds images, and text alone, which may be cut."""
-
-    def __init__(
-        self, sources: Mapping[str, Documents], weights: Mapping[str, float], num_patches: int
-    ) -> None:
-        self.names: list[str] = []
-        self.documents: list[Documents] = []
-        self.streams = []
-        for name, documents in sources.items():
-            has_images = documents.images > 0
-            positions = int(documents.length.sum(dtype=np.int64))
-            for part in (documents.select(has_images), documents.select(~has_images)):
-                if len(part):
-                    share = int(part.length.sum(dtype=np.int64)) / positions
-                    self.names.append(name)
-                    self.documents.append(part)
-                    self.streams.append(
-                        part.stream(weight=weights[name] * share, num_patches=num_patches)
-                    )
-
-
-class _Plan:
-    """Packs, turns what was packed into references, and stores them."""
-
-    def __init__(self, config: MixConfig, context: StageContext, shape: Shape) -> None:
-        self._config, self._context, self._shape = config, context, shape
-        self.steps_per_block = max(1, SEQUENCES_PER_FILE // shape.sequences_per_micro_batch)
-
-    def training(self, streams: _Streams, statistics: Statistics) -> Iterator[FileEntry]:
-        """The blocks of every lane."""
-        blocks = pack(
-            streams.streams,
-            self._shape,
-            seed=self._config.seed,
-            window=self._config.shuffle_window,
-            num_steps=self._config.num_steps,
-            steps_per_block=self.steps_per_block,
-        )
-        with self._context.progress(total=self._config.num_steps, unit="steps") as progress:
-            for number, block in enumerate(blocks):
-                statistics.add(block, streams.documents)
-                words = self._words(block, streams)
-                for lane in range(self._shape.lanes):
-                    yield self._store(block_name(lane, number), block, words, lane)
-                progress.advance(block.num_steps)
-
-    def validation(
-        self,
-        sources: Mapping[str, SourceDocuments],
-        weights: Mapping[str, float],
-        num_patches: int,
-    ) -> tuple[list[FileEntry], int]:
-        """A few micro-batches of held-out documents, of the sources that have any."""
-        held = {name: s.validation for name, s in sources.items() if len(s.validation)}
-        number = self._config.validation_micro_batches
-        if not held or not number:
-            return [], 0
-        total = sum(weights[name] for name in held)
-        streams = _Streams(held, {name: weights[name] / total for name in held}, num_patches)
-        [block] = pack(
-            streams.streams,
-            Shape(**{**vars(self._shape), "lanes": 1}),
-            seed=self._config.seed,
-            window=self._config.shuffle_window,
-            num_steps=number,
-            steps_per_block=number,
-        )
-        return [self._store(VALIDATION, block, self._words(block, streams), 0, lanes=1)], number
-
-    def _words(self, block: PackedSteps, streams: _Streams) -> Any:
-        shard = np.empty_like(block.document)
-        row = np.empty_like(block.document)
-        image_first = np.zeros(len(block.document), bool)
-        for i, documents in enumerate(streams.documents):
-            mine = block.stream == i
-            chosen = block.document[mine]
-            shard[mine], row[mine] = documents.shard[chosen], documents.row[chosen]
-            drawn = uniform(
-                self._config.seed,
-                _ORDER_OF_PAIR,
-                documents.identity[chosen],
-                block.epoch[mine].astype(np.uint64),
-            )
-            image_first[mine] = documents.is_pair[chosen] & (drawn >= self._config.caption_first)
-        return References(
-            shard=shard,
-            row=row,
-            start=block.start,
-            length=block.length,
-            image_first=image_first,
-            epoch=block.epoch,
-        ).to_words()
-
-    def _store(
-        self, name: str, block: PackedSteps, words: Any, lane: int, *, lanes: int | None = None
-    ) -> FileEntry:
-        lanes = lanes or self._shape.lanes
-        per_lane = self._shape.sequences_per_micro_batch
-        # Sequences lie in the order step, lane, slot.
-        lane_of = np.arange(len(block.counts)) // per_lane % lanes
-        mine = np.repeat(lane_of == lane, block.counts)
-        table = sequences_table(
-            words[mine],
-            counts=block.counts[lane_of == lane],
-            first_step=block.first_step,
-            sequences_per_step=per_lane,
-        )
-        context = self._context
-        return store_table(
-            context.store, f"{context.pool}/data", name, table, raw_columns=["references"]
-        )
+        return []
+    return [plan.validation(validation_streams(config, held, num_patches), limits)]
 
 
 def _described(
-    config: MixConfig, sources: Mapping[str, SourceDocuments], weights: Mapping[str, float]
+    config: MixConfig, sources: Mapping[str, SourceDocuments]
 ) -> dict[str, MixtureSource]:
+    total = sum(source.weight for source in config.sources.values())
     first_shard = 0
     found = {}
     for name, source in config.sources.items():
@@ -294,7 +194,7 @@ def _described(
             tokens=source.tokens,
             latents=source.latents,
             first_shard=first_shard,
-            weight=weights[name],
+            weight=source.weight / total,
             held_out_fraction=config.held_out_fraction if own is None else own,
         )
         first_shard += sources[name].num_shards
@@ -306,8 +206,13 @@ def _outcomes(sources: Mapping[str, SourceDocuments]) -> Outcomes:
     for source in sources.values():
         outcomes += Outcomes(
             input=source.num_documents,
-            written=len(source.training),
+            written=source.training.num_documents,
             filtered=dict(source.filtered),
-            rejected=count_reasons(source.rejects),
+            rejected=_reasons(source.rejects),
         )
     return outcomes
+
+
+def _reasons(rejects: pa.Table) -> dict[str, int]:
+    counted = pc.value_counts(rejects["reason"].combine_chunks())
+    return dict(sorted((row["values"], row["counts"]) for row in counted.to_pylist()))

@@ -43,6 +43,18 @@ class MixtureSource(_Record):
     held_out_fraction: float
 
 
+class MixturePhase(_Record):
+    """Steps of a plan that have the same weights and filters, up to the next phase."""
+
+    start_step: int
+    weights: dict[str, float]
+    """Share of the positions that each source was to have; those that take no part are left out."""
+    largest_ratio_error: float
+    """Of a source's share, in windows of 64 sequences."""
+    statistics: dict[str, dict[str, float]]
+    """For each source: share of the positions, tokens and images, epochs of what passes the phase's filters."""
+
+
 class Mixture(_Record):
     """Constants of a plan: what a reader, a model and an evaluation need to know of it."""
 
@@ -50,6 +62,7 @@ class Mixture(_Record):
     sequences_per_micro_batch: int
     lanes: int
     steps: int
+    """Fewer than were asked for where a source ended the plan."""
     steps_per_block: int
     image_slots: int
     text_rows: int
@@ -65,6 +78,8 @@ class Mixture(_Record):
     sources: dict[str, MixtureSource]
     statistics: dict[str, dict[str, float]]
     """For each source: documents, held out, positions, caption, prose and patch tokens, epochs."""
+    phases: list[MixturePhase] = []
+    """One at least, the first from step 0; none in plans that were made before there were phases."""
 
 
 def read_mixture(artifact: Artifact) -> Mixture:

@@ -3,25 +3,36 @@
 Axes: d = documents, in the order of the tokens' rows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from jaxtyping import Bool, Int32, UInt8, UInt64
 
-from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.artifact import Artifact, verified
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.shards import index_entries
 from transfusion.artifacts.tables import load_table
+from transfusion.artifacts.tokens import TOKENS_INDEX
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store
+
+_LATENT_COLUMNS = ("key", "image_index", "sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
     """The documents of one shard."""
 
+    tokens: pa.Table
+    """The index of the tokens: what always is in it, and the further columns that were asked for and are there."""
+    latents: pa.Table | None
+    """The same of the latents, a row an image."""
+    columns: frozenset[str]
+    """All columns that the two have, read or not."""
     keys: pa.ChunkedArray
     text_tokens: Int32[np.ndarray, " d"]
     images: Int32[np.ndarray, " d"]
@@ -29,21 +40,32 @@ class ShardIndex:
     """Row of its first image among the latents; -1 where there is none, or where one is missing."""
     is_pair: Bool[np.ndarray, " d"]
     """One text and one image, whose order is drawn."""
+    text_content: UInt8[np.ndarray, "d 32"]
+    """sha256 of the text."""
     content: UInt8[np.ndarray, "d 32"]
     """sha256 of the first image, else of the text: by it documents are held out."""
     identity: UInt64[np.ndarray, " d"]
     """Follows from text and image: what a document's draws depend on, wherever it lies."""
 
 
-def read_shard_index(store: Store, tokens: FileEntry, latents: FileEntry | None) -> ShardIndex:
-    """Joins the tokens of a shard with its latents by key."""
-    table = load_table(store, tokens)
+def read_shard_index(
+    store: Store, tokens: FileEntry, latents: FileEntry | None, further: Sequence[str] = ()
+) -> ShardIndex:
+    """Joins the tokens of a shard with its latents by key.
+
+    Args:
+        further: Columns to read as well, from whichever of the two has them.
+    """
+    table, columns = _read(store, tokens, TOKENS_INDEX, further)
     images = pc.count_substring(table["layout"], "i").to_numpy().astype(np.int32)
-    content = _digests(table["content"])
+    text_content = _digests(table["content"])
+    content = text_content.copy()
     identity = np.ascontiguousarray(content[:, :8]).view("<u8")[:, 0].copy()
     first_image = np.full(table.num_rows, -1, np.int32)
+    found = None
     if latents is not None:
-        found = load_table(store, latents)
+        found, more = _read(store, latents, _LATENT_COLUMNS, further)
+        columns |= more
         first_image = _first_images(table["key"], images, found["key"])
         if len(found):
             digests = _digests(found["sha256"])
@@ -53,11 +75,15 @@ def read_shard_index(store: Store, tokens: FileEntry, latents: FileEntry | None)
             words = np.ascontiguousarray(of_image[:, 8:16]).view("<u8")[:, 0]
             identity[has_image] ^= words
     return ShardIndex(
+        tokens=table,
+        latents=found,
+        columns=frozenset(columns),
         keys=table["key"],
         text_tokens=_sums(table["lengths"]),
         images=images,
         first_image=first_image,
         is_pair=pc.is_in(table["layout"], pa.array(["ti", "it"])).to_numpy().astype(bool),
+        text_content=text_content,
         content=content,
         identity=identity,
     )
@@ -82,6 +108,30 @@ def shard_entries(
             f"{len(missing)} shards of the tokens have no latents; make both from the same listing"
         )
     return [(entry, latent_entries[shard_id]) for shard_id, entry in token_entries.items()]
+
+
+def perceptual_hashes(latents: pa.Table, where: str) -> UInt64[np.ndarray, " i"]:
+    """Of each image.
+
+    Raises:
+        ArtifactError: The latents were made before there were any.
+    """
+    if "phash" not in latents.column_names:
+        raise ArtifactError(f"{where}: has no perceptual hashes of its images; encode them again")
+    return latents["phash"].to_numpy()
+
+
+def digest_words(column: pa.ChunkedArray) -> UInt64[np.ndarray, " d"]:
+    """The first eight bytes of sha256 digests, as numbers."""
+    return np.ascontiguousarray(_digests(column)[:, :8]).view("<u8")[:, 0]
+
+
+def _read(
+    store: Store, entry: FileEntry, always: Sequence[str], further: Sequence[str]
+) -> tuple[pa.Table, set[str]]:
+    there = set(pq.read_schema(verified(store, entry)).names)
+    wanted = [*always, *(name for name in further if name in there and name not in always)]
+    return load_table(store, entry, wanted), there
 
 
 def _first_images(

@@ -1,7 +1,8 @@
 """The order in which documents come: epoch after epoch, shuffled so that reads stay together.
 
 The runs of documents that are stored in one place are put in a new order each epoch and dealt to the lanes in
-equal shares; a lane shuffles what lies in a window of its share.
+equal shares; a lane shuffles what lies in a window of its share. Epochs go on for ever, unless their number is
+given: then every lane comes to the end of its share, and no document came more often than that.
 """
 
 from collections.abc import Iterator
@@ -41,6 +42,9 @@ class Stream:
 
     splittable: bool
     """Text only: may be cut at the end of a sequence."""
+
+    source: int = 0
+    """What it belongs to: streams of one source share a weight and a budget."""
 
     @property
     def positions(self) -> int:
@@ -90,7 +94,15 @@ class Cursor:
     """The documents of one stream as one lane comes to them: epoch after epoch, each in a new order."""
 
     def __init__(
-        self, stream: Stream, epochs: Epochs, index: int, lane: int, *, seed: int, window: int
+        self,
+        stream: Stream,
+        epochs: Epochs,
+        index: int,
+        lane: int,
+        *,
+        seed: int,
+        window: int,
+        max_epochs: float | None = None,
     ) -> None:
         self.ahead: list[Ahead] = []
         self.pending: tuple[Ahead, int] | None = None
@@ -99,22 +111,27 @@ class Cursor:
         self.look_ahead = max(1, min(LOOK_AHEAD, share // 4))
         """Less for a small share, or an epoch would not be over when the next is under way."""
         self._stream, self._epochs, self._index, self._lane = stream, epochs, index, lane
-        self._window = window
+        self._window, self._max_epochs = window, max_epochs
         self._draws = Draws(seed, _ORDER_IN_WINDOW)
         self._windows = self._draw()
 
     def fill(self, count: int) -> list[Ahead]:
-        """The waiting documents, at least `count` of them."""
+        """The waiting documents, at least `count` of them; fewer, or none, where the last epoch ends."""
         while len(self.ahead) < count:
-            self.ahead += next(self._windows)
+            portion = next(self._windows, None)
+            if portion is None:
+                break
+            self.ahead += portion
         return self.ahead
 
     def _draw(self) -> Iterator[list[Ahead]]:
         epoch, stride = (self._lane, self._epochs.lanes) if self._epochs.shared else (0, 1)
-        while True:
+        while self._max_epochs is None or epoch < self._max_epochs:
             waiting: list[tuple[int, int]] = []
             size = number = 0
             share = self._epochs.share(self._lane, epoch)
+            if self._max_epochs is not None:
+                share = _first_part(share, min(1.0, self._max_epochs - epoch))
             for place, (start, end) in enumerate(share):
                 waiting.append((start, end))
                 size += end - start
@@ -126,6 +143,18 @@ class Cursor:
                     waiting, size = [], 0
                     number += 1
             epoch += stride
+
+
+def _first_part(runs: list[tuple[int, int]], fraction: float) -> list[tuple[int, int]]:
+    """The runs up to a fraction of their documents."""
+    left = round(fraction * sum(end - start for start, end in runs))
+    found = []
+    for start, end in runs:
+        if left <= 0:
+            break
+        found.append((start, min(end, start + left)))
+        left -= end - start
+    return found
 
 
 def _portions(

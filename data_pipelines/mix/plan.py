@@ -1,0 +1,135 @@
+"""Packs what takes part, turns what was packed into references, and stores them."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import UInt64
+
+from data_pipelines.mix.config import MixConfig
+from data_pipelines.mix.statistics import Statistics
+from data_pipelines.mix.streams import Streams, budgets
+from transfusion.artifacts.manifest import FileEntry
+from transfusion.artifacts.mixture import VALIDATION, References, block_name, sequences_table
+from transfusion.artifacts.tables import store_table
+from transfusion.errors import ArtifactError
+from transfusion.sequence.draws import uniform
+from transfusion.sequence.ledger import Exhausted
+from transfusion.sequence.packing import PackedSteps, pack
+from transfusion.sequence.shape import Limits, Shape
+from transfusion.stage import StageContext
+
+SEQUENCES_PER_FILE = 2048
+"""Of one lane: a file is read whole when its first step is reached."""
+
+_ORDER_OF_PAIR = 3
+
+
+class Plan:
+    """The files of a plan."""
+
+    def __init__(self, config: MixConfig, context: StageContext, shape: Shape) -> None:
+        self._config, self._context, self._shape = config, context, shape
+        self.steps_per_block = max(1, SEQUENCES_PER_FILE // shape.sequences_per_micro_batch)
+
+    def training(self, streams: Streams, statistics: Statistics) -> Iterator[FileEntry]:
+        """The blocks of every lane.
+
+        Raises:
+            ArtifactError: A source that must last does not, or all are exhausted.
+        """
+        blocks = pack(
+            streams.streams,
+            self._shape,
+            seed=self._config.seed,
+            window=self._config.shuffle_window,
+            num_steps=self._config.num_steps,
+            steps_per_block=self.steps_per_block,
+            phases=streams.phases,
+            budgets=budgets(self._config),
+        )
+        with self._context.progress(total=self._config.num_steps, unit="steps") as progress:
+            try:
+                for number, block in enumerate(blocks):
+                    statistics.add(block)
+                    words = self._words(block, streams)
+                    for lane in range(self._shape.lanes):
+                        yield self._store(block_name(lane, number), block, words, lane)
+                    progress.advance(block.num_steps)
+            except Exhausted as exhausted:
+                raise ArtifactError(self._explained(exhausted, streams)) from exhausted
+
+    def validation(self, streams: Streams, limits: Limits) -> FileEntry:
+        """A few micro-batches of what is held out."""
+        number = self._config.validation_micro_batches
+        [block] = pack(
+            streams.streams,
+            Shape(**{**vars(self._shape), "lanes": 1}),
+            seed=self._config.seed,
+            window=self._config.shuffle_window,
+            num_steps=number,
+            steps_per_block=number,
+            phases=streams.phases,
+            fixed_limits=limits,
+        )
+        return self._store(VALIDATION, block, self._words(block, streams), 0, lanes=1)
+
+    def _explained(self, exhausted: Exhausted, streams: Streams) -> str:
+        steps = f"at step {exhausted.step} of {self._config.num_steps}"
+        if exhausted.source is None:
+            return (
+                f"{self._context.name}: all sources are exhausted {steps}: plan fewer steps, raise a source's "
+                "max_epochs or max_tokens, or let one repeat"
+            )
+        name = streams.sources[exhausted.source]
+        there = streams.positions[0].get(name, 0)
+        return (
+            f"{self._context.name}: sources.{name}: exhausted {steps} (an epoch has {there:,} positions), and "
+            "when_exhausted is fail: raise max_epochs or max_tokens, lower its weight, or plan fewer steps"
+        )
+
+    def _words(self, block: PackedSteps, streams: Streams) -> UInt64[np.ndarray, "r 2"]:
+        shard = np.empty_like(block.document)
+        row, start = np.empty_like(shard), np.empty_like(shard)
+        image_first = np.zeros(len(shard), bool)
+        for i, documents in enumerate(streams.documents):
+            mine = block.stream == i
+            chosen = block.document[mine]
+            shard[mine], row[mine] = documents.shard[chosen], documents.row[chosen]
+            start[mine] = documents.start[chosen] + block.start[mine]
+            drawn = uniform(
+                self._config.seed,
+                _ORDER_OF_PAIR,
+                documents.identity[chosen],
+                block.epoch[mine].astype(np.uint64),
+            )
+            image_first[mine] = documents.is_pair[chosen] & (drawn >= self._config.caption_first)
+        return References(
+            shard=shard,
+            row=row,
+            start=start,
+            length=block.length,
+            image_first=image_first,
+            epoch=block.epoch,
+        ).to_words()
+
+    def _store(
+        self,
+        name: str,
+        block: PackedSteps,
+        words: UInt64[np.ndarray, "r 2"],
+        lane: int,
+        *,
+        lanes: int | None = None,
+    ) -> FileEntry:
+        lanes = lanes or self._shape.lanes
+        per_lane = self._shape.sequences_per_micro_batch
+        # Sequences lie in the order step, lane, slot.
+        lane_of = np.arange(len(block.counts)) // per_lane % lanes
+        mine = np.repeat(lane_of == lane, block.counts)
+        table = sequences_table(
+            words[mine],
+            counts=block.counts[lane_of == lane],
+            first_step=block.first_step,
+            sequences_per_step=per_lane,
+        )
+        return store_table(self._context.store, f"{self._context.pool}/data", name, table)
