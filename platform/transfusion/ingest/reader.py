@@ -19,6 +19,7 @@ from transfusion.errors import ArtifactError
 from transfusion.ingest.ahead import Ahead
 from transfusion.ingest.cache import Cache
 from transfusion.ingest.images import Scaling, WantedImage, draw_images
+from transfusion.ingest.pieces import cut
 from transfusion.ingest.plan import Piece, PlanReader
 from transfusion.ingest.shards import SourceReader
 from transfusion.sequence.batch import ImageSlots, PackedBatch, assemble_slots
@@ -194,27 +195,31 @@ class MixtureReader:
             layout = "it" if piece.image_first else "ti"
         images = reader.images(shard)
         first_image, identity = int(images.first[piece.row]), int(images.identity[piece.row])
+        found = cut(
+            layout,
+            segments,
+            start=piece.start,
+            length=piece.length,
+            image_length=self.layout.image_length(self._patches[0] * self._patches[1]),
+        )
         spans: list[TextSpan | ImageSpan[int]] = []
-        texts = iter(segments)
-        number = 0
-        for place, kind in enumerate(layout):
-            if kind == "t":
-                spans.append(TextSpan(next(texts)))
+        for place, part in enumerate(found.parts):
+            if not isinstance(part, int):
+                spans.append(TextSpan(part))
                 continue
             spans.append(ImageSpan(*self._patches, len(wanted)))
-            latents, row = reader.latents(shard, first_image + number)
+            latents, row = reader.latents(shard, first_image + part)
             wanted.append(
                 WantedImage(
                     group=latents,
                     row=row,
                     scaling=self._scaling[source],
-                    counters=(piece.epoch, identity, number),
-                    sees_text="t" in layout[:place],
-                    is_seen="t" in layout[place:],
+                    counters=(piece.epoch, identity, part),
+                    sees_text=found.has_text(0, place),
+                    is_seen=found.has_text(place, len(found.parts)),
                 )
             )
-            number += 1
-        return Document(tuple(spans))
+        return Document(tuple(spans), opens=found.opens, closes=found.closes)
 
 
 def _text_piece(segments: Sequence[np.ndarray], start: int, length: int) -> Document[int]:

@@ -1,0 +1,64 @@
+"""The part of a document that lies in one sequence: all of it, but for documents that were cut."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32
+
+
+class Cut(NamedTuple):
+    """What a piece of a document holds."""
+
+    parts: list[Int32[np.ndarray, " _"] | int]
+    """Ids of a text, or the number of an image among those of the document; in order."""
+    opens: bool
+    """BOS stands before the first."""
+    closes: bool
+    """EOS stands after the last."""
+
+    def has_text(self, first: int, last: int) -> bool:
+        """Whether one of the parts `first` to `last` is text."""
+        return any(not isinstance(part, int) for part in self.parts[first:last])
+
+
+def cut(
+    layout: str,
+    segments: Sequence[Int32[np.ndarray, " _"]],
+    *,
+    start: int,
+    length: int,
+    image_length: int,
+) -> Cut:
+    """Positions `start` to `start + length` of BOS, the segments, EOS.
+
+    Args:
+        layout: 't' and 'i', the segments in order.
+        segments: Ids of the texts.
+        image_length: Positions of an image, BOI and EOI included.
+
+    Raises:
+        ValueError: An image lies only partly within.
+    """
+    parts: list[Int32[np.ndarray, " _"] | int] = []
+    end = start + length
+    texts = iter(segments)
+    at, number = 1, 0
+    for kind in layout:
+        if kind == "t":
+            ids = next(texts)
+            inside = ids[max(start - at, 0) : max(end - at, 0)]
+            if len(inside) or (not len(ids) and start <= at < end):
+                parts.append(inside)
+            at += len(ids)
+            continue
+        if start < at + image_length and at < end:
+            if at < start or at + image_length > end:
+                raise ValueError(
+                    f"positions {start} to {end} cut image {number}, which is at {at} "
+                    f"to {at + image_length}"
+                )
+            parts.append(number)
+        at += image_length
+        number += 1
+    return Cut(parts, opens=start == 0, closes=end == at + 1)
