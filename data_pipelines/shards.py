@@ -17,7 +17,7 @@ from data_pipelines.sources.source import ShardDescriptor, open_listing
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import FileEntry, Outcomes
-from transfusion.artifacts.pool import ShardPool, ShardRecord, shard_key
+from transfusion.artifacts.pool import PAGE_RECORDS, ShardPool, ShardRecord, shard_key
 from transfusion.errors import ArtifactError
 from transfusion.stage import Made, PoolResources, StageContext
 
@@ -197,6 +197,7 @@ def run_shards(
     cached = f", {len(records):,} cached" if records else ""
     context.log.info(f"{what}: {len(missing):,} of {len(tasks):,} shards to make{cached}")
     quarantined: dict[str, str] = {}
+    unpaged: list[ShardRecord] = []
     with context.progress(total=len(tasks), unit="shards") as progress:
         progress.start_at(len(records))
         for attempt in range(1, MAX_ATTEMPTS + 1):
@@ -206,6 +207,10 @@ def run_shards(
                     failed.append(result)
                     continue
                 records[result.task.key] = result.record
+                unpaged.append(result.record)
+                if len(unpaged) == PAGE_RECORDS:
+                    pool.keep(unpaged)
+                    unpaged.clear()
                 tally.made(result.record, busy_s=result.busy_s, span_s=result.span_s)
                 progress.advance(1, **tally.shown())
             lost = [f for f in failed if f.final or attempt == MAX_ATTEMPTS]

@@ -18,6 +18,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+data = typer.Typer(no_args_is_help=True, help="Raw input: what a bucket or a folder holds.")
+app.add_typer(data, name="data")
+
 JobPath = Annotated[
     Path, typer.Argument(metavar="JOB", help="A job file, such as jobs/quickstart.yaml.")
 ]
@@ -32,17 +35,31 @@ Until = Annotated[str | None, typer.Option(help="Stop after this stage.", metava
 Profile = Annotated[
     Path | None, typer.Option(help="Resources: a file of cluster/, such as cluster/laptop.yaml.")
 ]
+Refresh = Annotated[
+    bool,
+    typer.Option(
+        "--refresh",
+        help="List raw input on S3 again. A listing is the snapshot that a job works on, kept in ~/.cache: "
+        "without this, files added since are not seen, and one that has changed is an error when it is read.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 
 @app.command()
-def plan(job: JobPath, overrides: Overrides = None, until: Until = None) -> None:
+def plan(
+    job: JobPath, overrides: Overrides = None, until: Until = None, refresh: Refresh = False
+) -> None:
     """What would run, what is there already, and why the rest is not. Starts nothing."""
+    from transfusion.runner.run import configure_logging
     from transfusion.runner.show import plan_text
     from transfusion.spec.job import read_job
     from transfusion.spec.plan import plan_job
     from transfusion.storage.store import open_store
 
+    if refresh:
+        _list_again()
+    configure_logging()
     checked = read_job(job, overrides or ())
     store = open_store(checked.file.store)
     typer.echo(plan_text(plan_job(checked, store, until=until), store))
@@ -50,7 +67,11 @@ def plan(job: JobPath, overrides: Overrides = None, until: Until = None) -> None
 
 @app.command()
 def run(
-    job: JobPath, overrides: Overrides = None, until: Until = None, profile: Profile = None
+    job: JobPath,
+    overrides: Overrides = None,
+    until: Until = None,
+    profile: Profile = None,
+    refresh: Refresh = False,
 ) -> None:
     """Make what is not there yet. Running it again finishes what was interrupted."""
     from transfusion.runner.cluster import stop_ray
@@ -59,6 +80,8 @@ def run(
     from transfusion.runner.show import results_text
     from transfusion.spec.job import read_job
 
+    if refresh:
+        _list_again()
     checked = read_job(job, overrides or ())
     try:
         results = run_job(
@@ -74,15 +97,21 @@ def show(
     target: Annotated[str, typer.Argument(help="A job file, or the folder of an artifact.")],
     overrides: Overrides = None,
     json_: Json = False,
+    examples: Annotated[
+        int, typer.Option(min=0, help="Of a mixture: print so many packed sequences, decoded.")
+    ] = 0,
 ) -> None:
-    """Status, counts, metrics and lineage, from the store alone; works with no cluster."""
+    """Status, counts, metrics and lineage, from the store alone; works with no cluster.
+
+    Of a mixture also shares, epochs, padding and how its sequences are filled.
+    """
     from transfusion.runner.show import artifact_status, job_status, status_text
 
     path = Path(target)
     status = (
-        job_status(path, overrides or ())
+        job_status(path, overrides or (), examples=examples)
         if path.suffix in {".yaml", ".yml"}
-        else artifact_status(target)
+        else artifact_status(target, examples=examples)
     )
     typer.echo(json.dumps(status, indent=2) if json_ else status_text(status))
 
@@ -235,7 +264,10 @@ def schema() -> None:
 def gc(
     store: Annotated[str, typer.Argument(help="A store: a folder or s3://bucket/prefix.")],
     older_than_hours: Annotated[
-        float, typer.Option(min=0.0, help="Spare what is younger: a run may be writing it.")
+        float,
+        typer.Option(
+            min=0.0, help="Spare folders with anything younger: a run may be at work there."
+        ),
     ] = 24.0,
     delete: Annotated[
         bool, typer.Option(help="Delete it; without this it is only listed.")
@@ -246,6 +278,63 @@ def gc(
 
     for line in collect_garbage(store, older_than_hours=older_than_hours, delete=delete):
         typer.echo(line)
+
+
+@data.command()
+def inspect(
+    path: Annotated[
+        str, typer.Argument(help="A folder, a file or a pattern, on disk or s3://bucket/prefix.")
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="SOURCE",
+            help="Read it as this source instead of the one guessed: webdataset, parquet_images, image_folder, "
+            "interleaved, edits or text.",
+        ),
+    ] = None,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A value of the source's config: caption_column=title.",
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows that are read and decoded.")] = 1000,
+    examples: Annotated[int, typer.Option(min=0, help="Documents that are printed.")] = 3,
+    out: Annotated[Path, typer.Option(help="Folder for contact_sheet.png.")] = Path("inspect"),
+) -> None:
+    """What raw input holds, and how a job would read it. Starts nothing.
+
+    Prints the format and what speaks for it, the columns with their types, the stage to write into a job, what
+    a sample gives, what is rejected and why, and a few documents; draws a contact sheet of their images.
+
+    All files are listed and only a few are read: seconds, also on a bucket.
+
+    transfusion data inspect s3://bucket/laion
+
+    transfusion data inspect table.parquet --as parquet_images --set caption_column=title
+    """
+    from transfusion.spec.stages import load_function
+
+    load_function("data_pipelines.inspect.command:inspect")(
+        path,
+        source=source,
+        changes=changes or (),
+        num_rows=rows,
+        num_examples=examples,
+        out=out,
+    )
+
+
+def _list_again() -> None:
+    """Has what lists raw input in this process pass over listings that are older than now."""
+    import os
+    import time
+
+    os.environ["TRANSFUSION_LISTED_AFTER"] = str(time.time())
 
 
 def main() -> None:

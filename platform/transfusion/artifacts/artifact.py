@@ -127,8 +127,8 @@ def _matches(place: Path, mtime_ns: int, sha256: str) -> bool:
 def _altered(store: Store, entry: FileEntry) -> str:
     return (
         f"{store.url(entry.path)}: its bytes are not the {entry.bytes} that were committed "
-        f"(sha256 {entry.sha256[:16]}...): the file was altered or cut short; delete it and its manifest, "
-        "then run the job again"
+        f"(sha256 {entry.sha256[:16]}...): the file was altered or cut short; delete it and the "
+        "manifests that list it, then run the job again: it makes what is missing"
     )
 
 

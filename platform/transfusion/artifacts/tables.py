@@ -79,10 +79,11 @@ def parquet_bytes(table: pa.Table, *, raw_columns: Sequence[str] = ()) -> bytes:
 def store_table(
     store: Store, folder: str, name: str, table: pa.Table, *, raw_columns: Sequence[str] = ()
 ) -> FileEntry:
-    """Stores a table as `folder/<sha256>.parquet`; storing it twice is storing it once."""
+    """Stores a table as `folder/<2 digits>/<sha256>.parquet`; storing it twice is storing it once."""
     data = parquet_bytes(table, raw_columns=raw_columns)
     sha256 = hashlib.sha256(data).hexdigest()
-    path = f"{folder}/{sha256}.parquet"
+    # No folder grows without bound: servers over a disk list a large one anew for every page.
+    path = f"{folder}/{sha256[:2]}/{sha256}.parquet"
     if not store.exists(path):
         store.write(path, data)
     return FileEntry(

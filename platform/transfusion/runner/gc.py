@@ -1,12 +1,12 @@
 """Garbage: what no manifest reaches."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pydantic import ValidationError
 
 from transfusion.artifacts.manifest import Manifest
-from transfusion.artifacts.pool import ShardRecord
+from transfusion.artifacts.pool import ShardPool
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Entry, Store, open_store
 
@@ -14,26 +14,52 @@ from transfusion.storage.store import Entry, Store, open_store
 def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Iterator[str]:
     """Lists, and deletes when asked, the objects that no manifest reaches.
 
-    A shard of an unfinished stage and a checkpoint of an unfinished run are garbage too once they are older
-    than the limit: nothing published needs them, and a run in progress is younger.
+    A shard of an unfinished stage and a checkpoint of an unfinished run are garbage too once nothing has been
+    written beside them for the limit. What counts is the folder's youngest object, not the object's own age: a
+    run of days needs its first shards to the end, and one that goes on from old shards has marked their pool.
     """
     store = open_store(uri)
     entries = list(store.list(""))
     reached = _reached(store, entries)
     horizon = time.time() - older_than_hours * 3600
+    youngest = _youngest(entries)
     loose = [entry for entry in entries if entry.path not in reached]
-    old = [entry for entry in loose if entry.modified_s <= horizon]
+    old = [entry for entry in loose if youngest[_unit(entry.path)] <= horizon]
+    # Records first: no run may find one of which the data are gone.
+    old.sort(key=lambda entry: (_unit(entry.path), "/records/" not in entry.path, entry.path))
+    removed = list[Entry]()
+    woken: dict[str, bool] = {}
     for entry in old:
+        unit = _unit(entry.path)
+        if delete and unit not in woken:
+            # Reading manifests took a while: a run may have begun here since.
+            woken[unit] = any(e.modified_s > horizon for e in store.list_fanned(unit))
+        if woken.get(unit):
+            continue
         if delete:
             store.delete(entry.path)
+        removed.append(entry)
         yield f"{'deleted' if delete else 'garbage'}  {entry.size_bytes:>12,}  {entry.path}"
-    total = sum(entry.size_bytes for entry in old)
-    spared = len(loose) - len(old)
+    total = sum(entry.size_bytes for entry in removed)
+    spared = len(loose) - len(removed)
     yield (
-        f"{len(old):,} objects, {total:,} bytes {'deleted' if delete else 'to delete'}"
+        f"{len(removed):,} objects, {total:,} bytes {'deleted' if delete else 'to delete'}"
         f"; {spared:,} younger than {older_than_hours:g} h spared; {len(reached):,} in use"
-        + ("" if delete or not old else "; delete them with --delete")
+        + ("" if delete or not removed else "; delete them with --delete")
     )
+
+
+def _unit(path: str) -> str:
+    """What ages together: the folder of an artifact, or the pool of a stage."""
+    return "/".join(path.split("/")[:2])
+
+
+def _youngest(entries: Iterable[Entry]) -> dict[str, float]:
+    youngest: dict[str, float] = {}
+    for entry in entries:
+        unit = _unit(entry.path)
+        youngest[unit] = max(entry.modified_s, youngest.get(unit, 0.0))
+    return youngest
 
 
 def _reached(store: Store, entries: list[Entry]) -> set[str]:
@@ -49,10 +75,14 @@ def _reached(store: Store, entries: list[Entry]) -> set[str]:
                 ) from error
             reached.add(entry.path)
             reached |= {file.path for file in manifest.content.files}
-    for entry in entries:
+    for folder in {_unit(entry.path) for entry in entries if "/pool/records/" in entry.path}:
+        pool, kept = ShardPool(store, folder), set[str]()
         # A record is in use as long as its data are: the next run of the stage then finds the shard.
-        if "/pool/records/" in entry.path:
-            record = ShardRecord.model_validate_json(store.read(entry.path))
+        for path, record in pool.records():
             if all(file.path in reached for file in record.files):
-                reached.add(entry.path)
+                reached.add(path)
+                kept.add(record.key)
+        for path, page in pool.pages():
+            if any(record.key in kept for record in page):
+                reached.add(path)
     return reached

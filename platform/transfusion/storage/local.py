@@ -57,7 +57,10 @@ class LocalStore(Store):
             for name in names:
                 if not name.startswith(".tmp-"):
                     place = Path(folder, name)
-                    stat = place.stat()
+                    try:
+                        stat = place.stat()
+                    except FileNotFoundError:
+                        continue  # deleted since the folder was read
                     path = place.relative_to(self.root).as_posix()
                     found.append(Entry(path, stat.st_size, stat.st_mtime))
         yield from sorted(found)

@@ -3,6 +3,7 @@
 import builtins
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +16,8 @@ T = TypeVar("T")
 
 MAX_PARTS = 9_000
 """S3 takes 10,000 parts an object: larger ones get larger parts."""
+
+PARALLEL_LISTINGS = 16
 
 
 class S3Store(Store):
@@ -89,16 +92,30 @@ class S3Store(Store):
 
     def list(self, prefix: str) -> Iterator[Entry]:
         for page in self._pages(prefix):
-            for item in page.get("Contents", ()):
-                path = item["Key"].removeprefix(self._prefix).lstrip("/")
-                yield Entry(path, int(item["Size"]), item["LastModified"].timestamp())
+            yield from self._entries(page)
+
+    def list_fanned(self, prefix: str) -> Iterator[Entry]:
+        folders = []
+        for page in self._pages(prefix, Delimiter="/"):
+            yield from self._entries(page)
+            folders += self._folders(page)
+        with ThreadPoolExecutor(PARALLEL_LISTINGS) as threads:
+            for found in threads.map(lambda folder: [*self.list(folder)], folders):
+                yield from found
 
     def children(self, prefix: str) -> builtins.list[str]:
         return sorted(
-            item["Prefix"].removeprefix(self._prefix).strip("/")
-            for page in self._pages(prefix, Delimiter="/")
-            for item in page.get("CommonPrefixes", ())
+            folder for page in self._pages(prefix, Delimiter="/") for folder in self._folders(page)
         )
+
+    def _entries(self, page: dict[str, Any]) -> Iterator[Entry]:
+        for item in page.get("Contents", ()):
+            yield Entry(
+                self._path(item["Key"]), int(item["Size"]), item["LastModified"].timestamp()
+            )
+
+    def _folders(self, page: dict[str, Any]) -> builtins.list[str]:
+        return [self._path(item["Prefix"]).rstrip("/") for item in page.get("CommonPrefixes", ())]
 
     def delete(self, path: str) -> None:
         try:
@@ -165,6 +182,9 @@ class S3Store(Store):
     def _put(self, verb: str, path: str, data: bytes, *, mode: str) -> None:
         part = _part_bytes(len(data))
         self.request(verb, path, lambda fs, key: fs.pipe_file(key, data, mode=mode, chunksize=part))
+
+    def _path(self, key: str) -> str:
+        return key.removeprefix(self._prefix).lstrip("/")
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}".strip("/")

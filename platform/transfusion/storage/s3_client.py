@@ -10,6 +10,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, TypeVar
 
 from transfusion.errors import ArtifactError
@@ -62,6 +63,7 @@ def _filesystem(process_id: int, environment: tuple[str | None, ...], read_timeo
     import s3fs
 
     fs = s3fs.S3FileSystem(
+        session=_session(),
         use_listings_cache=False,
         skip_instance_cache=True,
         default_block_size=PART_BYTES,
@@ -75,6 +77,20 @@ def _filesystem(process_id: int, environment: tuple[str | None, ...], read_timeo
     )
     fs.retries = 1
     return fs
+
+
+def _session() -> Any:
+    """A session that reads dates with the standard library: dateutil takes three quarters of a listing's time."""
+    from aiobotocore.session import AioSession
+    from botocore.utils import parse_timestamp
+
+    def parse(value: Any) -> Any:
+        iso = isinstance(value, str) and value[10:11] == "T"
+        return datetime.fromisoformat(value) if iso else parse_timestamp(value)
+
+    session = AioSession()
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=parse)
+    return session
 
 
 def patiently(verb: str, url: str, request: Callable[[Any], T]) -> T:
