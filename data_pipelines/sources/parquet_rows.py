@@ -36,17 +36,33 @@ def read_parquet_rows(
     Raises:
         ArtifactError: It is no Parquet file, or lacks a column.
     """
-    try:
-        file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=_BUFFER_BYTES)
-        names = file.schema_arrow.names
-    except (*_UNREADABLE, OSError) as error:
-        raise ArtifactError(f"{url}: is no readable Parquet file: {_told(error)}") from error
-    with file:
-        _check(file, names, url=url, columns=columns)
+    with _open(stream, url) as file:
+        _check(file, file.schema_arrow.names, url=url, columns=columns)
         first = 0
         for group in range(file.num_row_groups):
             yield from _read_group(file, group, key, first=first, columns=columns)
             first += file.metadata.row_group(group).num_rows
+
+
+def column_types(stream: BinaryIO, *, url: str) -> dict[str, str]:
+    """The names and types of a file's columns.
+
+    Raises:
+        ArtifactError: It is no Parquet file.
+    """
+    with _open(stream, url) as file:
+        return {field.name: str(field.type) for field in file.schema_arrow}
+
+
+def _open(stream: BinaryIO, url: str) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=_BUFFER_BYTES)
+        assert (
+            file.schema_arrow is not None
+        )  # it is converted when it is asked for, and may be broken
+    except (*_UNREADABLE, OSError) as error:
+        raise ArtifactError(f"{url}: is no readable Parquet file: {_told(error)}") from error
+    return file
 
 
 def _check(file: pq.ParquetFile, names: list[str], *, url: str, columns: Sequence[str]) -> None:
