@@ -41,6 +41,11 @@ def path_of(key: str) -> str:
     return os.fsdecode(key.encode("utf-8"))
 
 
+def user_cache() -> Path:
+    """The folder for what is kept between runs; a cache, which anyone may empty."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transfusion"
+
+
 def walk(root: Path) -> Iterator[str]:
     """Paths of all files below a folder, relative to it, sorted; hidden ones are left out.
 
@@ -117,7 +122,7 @@ class _Memo:
     """Hashes kept between runs in the user's cache folder; a cache that fails is one that is empty."""
 
     def __init__(self) -> None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "transfusion"
+        cache = user_cache()
         self._database: sqlite3.Connection | None = None
         self._new: list[tuple[bytes, int, int, str]] = []
         with suppress(OSError, sqlite3.Error):

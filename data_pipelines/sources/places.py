@@ -164,8 +164,6 @@ def choose(
     return known
 
 
-def changed(url: str, key: str) -> ArtifactError:
+def changed(url: str, key: str, *, again: str = "run the job again") -> ArtifactError:
     """What is raised for a file that is not the one that was listed."""
-    return ArtifactError(
-        f"{url}/{key}: is gone or has changed since the job was planned; run the job again"
-    )
+    return ArtifactError(f"{url}/{key}: is gone or has changed since it was listed; {again}")

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, cast
 
 from data_pipelines.sources.files import key_of, path_of
+from data_pipelines.sources.listing_memo import remembered
 from data_pipelines.sources.place_patterns import (
     is_pattern,
     literal_start,
@@ -43,7 +44,6 @@ class S3Place:
         # Whether a plain path names a folder or an object is not known before it is listed.
         self._object = "" if self._pattern or path.endswith("/") else folder
         self._listed: dict[str, RawFile] | None = None
-        self._is_object = False
 
     def keys(self) -> list[str]:
         return list(self._listing())
@@ -55,7 +55,8 @@ class S3Place:
 
     def files(self, suffixes: Sequence[str] | None = None) -> list[RawFile]:
         listed = self._listing()
-        folder = not self._pattern and not self._is_object
+        is_object = list(listed) == [key_of(self._object.split("/")[-1])]
+        folder = not self._pattern and not is_object
         chosen = choose(list(listed), suffixes, path=self._path, folder=folder)
         return [listed[key] for key in chosen]
 
@@ -73,7 +74,7 @@ class S3Place:
             if head is not None and head.mark == mark:
                 stream = _Ranges(self, key, mark, size=head.size_bytes)
                 return io.BufferedReader(stream, buffer_size=1 << 16)
-        raise changed(self.url, key)
+        raise changed(self.url, key, again="run the job again with --refresh")
 
     def block(self, key: str, mark: str, start: int, stop: int) -> bytes:
         """Bytes of a file that still carries its mark."""
@@ -87,23 +88,21 @@ class S3Place:
     def _listing(self) -> dict[str, RawFile]:
         """By key, in the order of a walk."""
         if self._listed is None:
-            files = self._list()
-            head = self._head(self._object) if self._object and not files else None
-            if head is not None:
-                self._is_object = True
-                files = [head]
+            files = remembered(self._path, self._list)
             if not files:
                 what = "no file fits this pattern" if self._pattern else "no such file or folder"
                 raise ArtifactError(f"{self._path}: {what}")
             self._listed = {file.key: file for file in sorted(files, key=_walk_order)}
         return self._listed
 
-    def _list(self) -> list[RawFile]:
-        """The files below the prefix that are meant: a LIST request for each thousand that are there."""
+    def _list(self) -> tuple[list[RawFile], int]:
+        """The files that are meant, and the requests that it took: one for each thousand below the prefix."""
         fits = matcher(self._pattern) if self._pattern else None
         found: list[RawFile] = []
         asked = {"Bucket": self._bucket, "Prefix": self._prefix + literal_start(self._pattern)}
+        num_requests = 0
         while True:
+            num_requests += 1
             page = patiently("list", self.url, lambda fs: fs.call_s3("list_objects_v2", **asked))
             for item in page.get("Contents", ()):
                 name = item["Key"].removeprefix(self._prefix)
@@ -113,8 +112,11 @@ class S3Place:
                 if shown and (fits is None or fits(name)):
                     found.append(_file(name, item["Size"], item["ETag"]))
             if not page.get("IsTruncated"):
-                return found
+                break
             asked["ContinuationToken"] = page["NextContinuationToken"]
+        if not found and self._object and (head := self._head(self._object)) is not None:
+            found.append(head)
+        return found, num_requests
 
     def _names(self, key: str) -> list[str]:
         """Which object a key may be. What is read must carry the mark, so both may be asked for."""
@@ -142,7 +144,7 @@ class S3Place:
                 continue
             if data is not None:
                 return data
-        raise changed(self.url, key)
+        raise changed(self.url, key, again="run the job again with --refresh")
 
 
 def _file(name: str, size: int, etag: str) -> RawFile:

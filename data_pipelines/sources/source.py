@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from data_pipelines.documents import Document, Rejected
 from transfusion.artifacts.canonical import canonical_json, fingerprint
 from transfusion.config import Config, suggestion
-from transfusion.errors import SpecError
+from transfusion.errors import ArtifactError, SpecError
 from transfusion.stage import Made, Stage, StageContext
 
 if TYPE_CHECKING:
@@ -100,13 +100,23 @@ def source_module(uses: str) -> Source:
 
 
 def run(config: Config, inputs: Mapping[str, "Artifact"], context: StageContext) -> Made:
-    """Writes the listing of any source: the body of every source's stage."""
+    """Writes the listing of any source: the body of every source's stage.
+
+    Raises:
+        ArtifactError: There are other files now than when the job was planned.
+    """
     import pyarrow as pa
 
+    from data_pipelines.sources.growth import growth
     from transfusion.artifacts.tables import store_table
 
     del inputs
     shards = source_module(context.uses).list_shards(config)
+    if context.raw is not None and context.raw != fingerprint([s.identity for s in shards]):
+        # The artifact's name says what was planned; it must not hold anything else.
+        raise ArtifactError(
+            f"{context.name}: raw input has changed while the job was planned; run it again"
+        )
     columns = {
         "identity": pa.array([shard.identity for shard in shards], pa.string()),
         "spec": pa.array([canonical_json(shard.spec) for shard in shards], pa.large_string()),
@@ -115,6 +125,9 @@ def run(config: Config, inputs: Mapping[str, "Artifact"], context: StageContext)
         columns["metadata"] = pa.array([shard.metadata for shard in shards], pa.string())
     table = pa.table(columns)
     context.log.info("%s shards", f"{len(shards):,}")
+    changes = growth(shards, config, uses=context.uses, store=context.store)
+    if changes is not None:
+        context.log.info(changes)
     return Made(files=[store_table(context.store, f"{context.folder}/files", LISTING, table)])
 
 

@@ -38,6 +38,7 @@ def run(
         version=context.version,
         config=config.identity(),
         upstream={"tokenizer": tokenizer.digest},
+        with_metadata=True,
     )
     done = run_shards(
         context,

@@ -140,6 +140,8 @@ class StageContext:
     scratch: Path
     """A local folder of this attempt, removed afterwards."""
     log: logging.Logger
+    raw: str | None = None
+    """Fingerprint of the raw input that was planned with; a body that looks again must find the same."""
     progress: Callable[..., "Progress"]
     """`context.progress(total=, unit=)`; a context manager with `advance(n, **shown)`."""
 

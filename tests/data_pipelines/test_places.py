@@ -1,12 +1,15 @@
 """Places: the same promises on disk and on S3."""
 
+import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from data_pipelines.sources import places_s3
+from data_pipelines.sources.listing_memo import LISTED_AFTER
 from data_pipelines.sources.place_patterns import matcher, split_pattern
 from data_pipelines.sources.places import Place, RawFile, open_place, read_ahead
 from tests.s3 import serve_s3
@@ -42,11 +45,15 @@ class Raw:
         return open_place(f"{self.root}{below}", where="test")
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(params=["disk", "s3"])
 def raw(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Raw]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if request.param == "s3":
         for name, value in request.getfixturevalue("s3_environment").items():
             monkeypatch.setenv(name, value)
@@ -194,6 +201,39 @@ def test_a_listing_on_s3_takes_a_request_for_each_thousand_files_and_looks_at_no
         asked.clear()
         assert len(open_place("s3://bucket/many/0001*.png", where="test").files()) == 10
         assert asked == ["list"]
+
+
+def test_a_listing_of_s3_is_kept_until_it_is_asked_for_again(
+    s3_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    caplog.set_level(logging.INFO)
+    raw = Raw(f"s3://bucket/{tmp_path.name}/kept")
+    raw.write("a.txt", b"one")
+    first = raw.open().files()
+    assert f"{raw.root}: 1 files listed in 1 LIST requests" in caplog.text
+    raw.write("b.txt", b"two")
+    monkeypatch.setattr(places_s3, "patiently", None)
+    assert raw.open().files() == first
+    assert "1 files as listed 0s ago; --refresh lists again" in caplog.text
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        with pytest.raises(TypeError, match="not callable"):
+            raw.open().files()
+    monkeypatch.undo()
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert [file.key for file in raw.open().files()] == ["a.txt", "b.txt"]
+    raw.write("c.txt", b"three")
+    monkeypatch.setenv(LISTED_AFTER, str(time.time()))
+    assert len(raw.open().files()) == 3
+    (kept,) = (tmp_path / "other" / "transfusion" / "listings").iterdir()
+    for broken in (b"", b"{}", kept.read_bytes()[:-20], b"\xff" * 9):
+        kept.write_bytes(broken)
+        assert len(raw.open().files()) == 3
 
 
 def test_a_bucket_that_is_missing_is_told_at_once(

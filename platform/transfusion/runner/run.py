@@ -97,6 +97,7 @@ def _run_stage(
             uses=stage.uses,
             version=stage.declaration.version,
             fingerprint=planned.fingerprint,
+            raw=planned.payload.get("raw"),
             store=store,
             resources=resources,
             scratch=scratch,
