@@ -29,7 +29,8 @@ class Evaluations:
                 if artifact.kind == "latents":
                     table = load_table(artifact.store, entry)
                     images.append(digest_words(table["sha256"]))
-                    hashes.append(perceptual_hashes(table, f"decontaminate: {role}"))
+                    known, is_known = perceptual_hashes(table, f"decontaminate: {role}")
+                    hashes.append(known[is_known])
                 else:
                     table = load_table(artifact.store, entry, ["layout", "content"])
                     is_text = pc.invert(pc.match_substring(table["layout"], "i"))
@@ -42,7 +43,8 @@ class Evaluations:
         found = np.isin(digest_words(index.tokens["content"]), self._texts) & (index.images == 0)
         if index.latents is not None and len(index.latents) and len(self._images):
             is_known = np.isin(digest_words(index.latents["sha256"]), self._images)
-            is_known |= self._near.near(perceptual_hashes(index.latents, "latents"))
+            hashes, there = perceptual_hashes(index.latents, "latents")
+            is_known |= there & self._near.near(hashes)
             found |= _any_image(is_known, index)
         return found
 

@@ -128,14 +128,14 @@ class SourceReading:
                 [np.ones(len(length), bool), *(passing(f, index) for f in filters)], axis=0
             )
             bits |= passes.astype(np.uint16) << np.uint16(number)
-        one_image = (index.images == 1) & (index.is_pair | (index.text_tokens == 0))
+        phash, has_phash = self._first_hashes(index)
         return Candidates(
             documents=self._documents(index, shard, length, bits, left),
             is_held_out=held_out(index.content, fraction)[left],
             held_out_number=_words(index.content, 0, ">u8")[left],
             content=_exact(index)[left],
-            phash=self._first_hashes(index)[left],
-            has_phash=one_image[left],
+            phash=phash[left],
+            has_phash=has_phash[left],
             num_documents=len(length),
             filtered=dict(+filtered),
             rejects=rejects,
@@ -196,13 +196,17 @@ class SourceReading:
             repeated[name][at] = values
         return Documents(**repeated)
 
-    def _first_hashes(self, index: ShardIndex) -> UInt64[np.ndarray, " d"]:
-        found = np.zeros(len(index.images), np.uint64)
-        if self._hashes and index.latents is not None and len(index.latents):
-            there = index.first_image >= 0
-            hashes = perceptual_hashes(index.latents, "deduplicate: latents")
-            found[there] = hashes[index.first_image[there]]
-        return found
+    def _first_hashes(
+        self, index: ShardIndex
+    ) -> tuple[UInt64[np.ndarray, " d"], Bool[np.ndarray, " d"]]:
+        """Of pairs and single images; a page that has one image in common with another is no duplicate."""
+        one_image = (index.images == 1) & (index.is_pair | (index.text_tokens == 0))
+        one_image &= index.first_image >= 0
+        if not self._hashes or index.latents is None or not len(index.latents):
+            return np.zeros(len(one_image), np.uint64), np.zeros(len(one_image), bool)
+        hashes, known = perceptual_hashes(index.latents, "deduplicate: latents")
+        rows = np.maximum(index.first_image, 0)
+        return hashes[rows], one_image & known[rows]
 
 
 def _exact(index: ShardIndex) -> UInt64[np.ndarray, " d"]:

@@ -110,15 +110,18 @@ def shard_entries(
     return [(entry, latent_entries[shard_id]) for shard_id, entry in token_entries.items()]
 
 
-def perceptual_hashes(latents: pa.Table, where: str) -> UInt64[np.ndarray, " i"]:
-    """Of each image.
+def perceptual_hashes(
+    latents: pa.Table, where: str
+) -> tuple[UInt64[np.ndarray, " i"], Bool[np.ndarray, " i"]]:
+    """Of each image, and whether it is known: latents that were taken in have none.
 
     Raises:
         ArtifactError: The latents were made before there were any.
     """
     if "phash" not in latents.column_names:
         raise ArtifactError(f"{where}: has no perceptual hashes of its images; encode them again")
-    return latents["phash"].to_numpy()
+    column = latents["phash"]
+    return column.fill_null(0).to_numpy(), column.is_valid().to_numpy().astype(bool)
 
 
 def digest_words(column: pa.ChunkedArray) -> UInt64[np.ndarray, " d"]:
