@@ -7,6 +7,8 @@ from typing import Any
 from transfusion.artifacts.artifact import Artifact, find_artifact, open_artifact
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.runner.run import StageResult, summary
+from transfusion.runner.show_mixture import mixture_summary, mixture_text
+from transfusion.runner.show_sequences import example_sequences, sequences_text
 from transfusion.spec.job import Job, read_job
 from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.stage import duration
@@ -55,13 +57,18 @@ def _place(store: Store, artifact: Artifact) -> str:
     return store.url(first.path.removesuffix(first.name).rstrip("/"))
 
 
-def job_status(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """`{"stages": {NAME: {"status", "fingerprint", "path", "metrics", ...}}}` of a job."""
+def job_status(path: Path, overrides: Sequence[str], *, examples: int = 0) -> dict[str, Any]:
+    """`{"stages": {NAME: {"status", "fingerprint", "path", "metrics", ...}}}` of a job.
+
+    With examples, what its mixtures came to beside it, as `{"mixtures": {NAME: ...}}`.
+    """
     job = read_job(path, overrides)
     store = open_store(job.file.store)
-    stages = {}
+    stages, mixtures = {}, {}
     for planned in plan_job(job, store):
         artifact = find_artifact(store, uses=planned.stage.uses, fingerprint=planned.fingerprint)
+        if artifact and artifact.kind == "mixture" and examples:
+            mixtures[planned.stage.name] = _described_mixture(artifact, examples)
         stages[planned.stage.name] = {
             "status": planned.status,
             "uses": planned.stage.uses,
@@ -73,13 +80,21 @@ def job_status(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
                 else {"metrics": {}, "reasons": list(planned.reasons)}
             ),
         }
-    return {"job": job.name, "store": store.uri, "stages": stages}
+    if examples and not mixtures:
+        raise ArtifactError(f"{path}: --examples are of a mixture, and this job has made none yet")
+    return {"job": job.name, "store": store.uri, "stages": stages, **_if_any(mixtures)}
 
 
-def artifact_status(address: str) -> dict[str, Any]:
-    """One artifact, given by its folder, with its lineage down to the raw input."""
+def artifact_status(address: str, *, examples: int = 0) -> dict[str, Any]:
+    """One artifact, given by its folder, with its lineage down to the raw input; of a mixture, what it came to."""
     store_uri, path = _split(address)
     store = open_store(store_uri)
+    shown = open_artifact(store, f"{path}/manifest.json")
+    mixtures = {}
+    if shown.kind == "mixture":
+        mixtures[shown.manifest.stage] = _described_mixture(shown, examples)
+    elif examples:
+        raise ArtifactError(f"{address}: --examples are of a mixture, but this holds {shown.kind}")
     lineage: dict[str, Any] = {}
     ahead = [path]
     while ahead:
@@ -97,7 +112,20 @@ def artifact_status(address: str) -> dict[str, Any]:
             "inputs": {role: reference.path for role, reference in manifest.inputs.items()},
         }
         ahead += [reference.path for reference in manifest.inputs.values()]
-    return {"job": address, "store": store.uri, "stages": lineage}
+    return {"job": address, "store": store.uri, "stages": lineage, **_if_any(mixtures)}
+
+
+def _described_mixture(artifact: Artifact, examples: int) -> dict[str, Any]:
+    outcomes = artifact.manifest.content.outcomes
+    return {
+        **mixture_summary(artifact),
+        "outcomes": outcomes.model_dump() if outcomes else None,
+        "examples": example_sequences(artifact, examples) if examples else [],
+    }
+
+
+def _if_any(mixtures: dict[str, Any]) -> dict[str, Any]:
+    return {"mixtures": mixtures} if mixtures else {}
 
 
 def _split(address: str) -> tuple[str, str]:
@@ -143,6 +171,10 @@ def status_text(status: dict[str, Any]) -> str:
             )
         lines += [f"         {key:42} {value:.4g}" for key, value in stage["metrics"].items()]
         lines += [f"         {reason}" for reason in stage.get("reasons", ())]
+    for mixture in status.get("mixtures", {}).values():
+        lines.append(mixture_text(mixture, mixture["outcomes"]))
+        if mixture["examples"]:
+            lines.append(sequences_text(mixture["examples"]))
     return "\n".join(lines)
 
 
