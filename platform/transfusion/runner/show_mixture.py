@@ -232,13 +232,15 @@ def _told_outcomes(outcomes: Mapping[str, Any]) -> list[Line]:
     counts |= {reason.replace("_", " "): n for reason, n in outcomes["filtered"].items()}
     counts |= {f"{reason} (rejected)": n for reason, n in outcomes["rejected"].items()}
     whole = max(outcomes["input"], 1)
-    return [(name, count, f"{count:,}  {count / whole:7.2%}") for name, count in counts.items()]
+    return [
+        (name, float(count), f"{count:,}  {count / whole:7.2%}") for name, count in counts.items()
+    ]
 
 
 def _told_histogram(found: Mapping[str, Any]) -> list[Line]:
     first = found["first"]
     last = [start - 1 for start in first[1:]] + [found["most"]]
     return [
-        (f"{start:,}" if start == end else f"{start:,} - {end:,}", count, f"{count:,}")
+        (f"{start:,}" if start == end else f"{start:,} - {end:,}", float(count), f"{count:,}")
         for start, end, count in zip(first, last, found["counts"], strict=True)
     ]
