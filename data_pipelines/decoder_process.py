@@ -1,14 +1,15 @@
 """The far end of `decoders`: processes that prepare images and may die of them.
 
 The process started only forks a worker for each pair of a socket and a shared slot of memory, and forks it anew,
-saying so, when it dies: a fork of a small process with one thread costs a millisecond. A worker reads a request
-(a pickled `Preparation`, the bytes of an image), leaves the pixels in its slot, and answers with the rest. It ends
-itself: the kernel kills it when an image has used up its CPU seconds, and when the other side is gone it
-reads the end of its socket.
+saying so, when it dies: a fork of a small process with one thread costs a millisecond. A worker reads a request (a
+pickled `Preparation`, the bytes of some images), leaves the pixels in its slot, and answers with the rest. It ends
+by itself: the kernel kills it when an image has used up its CPU seconds, and when the other side is gone it reads
+the end of its socket.
 """
 
 import contextlib
 import functools
+import math
 import mmap
 import os
 import pickle
@@ -38,13 +39,13 @@ class Failed(NamedTuple):
 
 
 class Done(NamedTuple):
-    """The pixels lie in the slot."""
+    """The pixels lie in the slot, behind those of the images before."""
 
     shape: tuple[int, ...]
     facts: Facts
 
 
-Answer = Done | Reject | Died | Failed
+Answer = Done | Reject | Failed
 
 
 def main(arguments: list[str]) -> None:
@@ -95,15 +96,20 @@ def _serve(connection: Connection, slot: mmap.mmap) -> None:
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     while True:
-        preparation = _preparation(connection.recv_bytes())
-        data = connection.recv_bytes()
+        pickled, images = connection.recv()
+        preparation = _preparation(pickled)
         cpu_s = preparation.limits.decode_cpu_s
-        signal.setitimer(signal.ITIMER_PROF, cpu_s)
-        signal.setitimer(signal.ITIMER_REAL, max(60.0, WALL_PER_CPU * cpu_s))
-        answer = _answer(preparation, data, slot)
+        answers, used_bytes = [], 0
+        for data in images:
+            signal.setitimer(signal.ITIMER_PROF, cpu_s)
+            signal.setitimer(signal.ITIMER_REAL, max(60.0, WALL_PER_CPU * cpu_s))
+            answer = _answer(preparation, data, slot, used_bytes)
+            answers.append(answer)
+            if isinstance(answer, Done):
+                used_bytes += math.prod(answer.shape)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send(answer)
+        connection.send(answers)
 
 
 @functools.lru_cache(maxsize=4)
@@ -112,10 +118,10 @@ def _preparation(pickled: bytes) -> Preparation:
     return pickle.loads(pickled)  # noqa: S301
 
 
-def _answer(preparation: Preparation, data: bytes, slot: mmap.mmap) -> Answer:
+def _answer(preparation: Preparation, data: bytes, slot: mmap.mmap, offset: int) -> Answer:
     try:
         pixels, facts = preparation(data)
-        slot[: pixels.nbytes] = pixels.tobytes()
+        slot[offset : offset + pixels.nbytes] = pixels.tobytes()
         return Done(pixels.shape, facts)
     except Reject as reject:
         return reject

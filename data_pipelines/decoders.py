@@ -1,8 +1,8 @@
 """Decoders in processes of their own: an image that crashes or never ends costs itself and nothing else.
 
 A fault inside a codec kills a process, and nothing stops a codec that spins inside a thread; so whatever is
-decoded for a job is decoded in a child. That costs 20 to 50 microseconds an image (bytes there by a socket, pixels
-back by shared memory), and takes Python's share of decoding away from the encoder's process.
+decoded for a job is decoded in a child. Bytes go there by a socket, a few images at a time; pixels come back by
+shared memory. It also takes Python's share of decoding away from the encoder's process.
 """
 
 import atexit
@@ -18,11 +18,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
 
 from data_pipelines.decode import Reject
 from data_pipelines.decoder_process import Answer, Died, Done, Failed
@@ -32,16 +32,13 @@ FAR_END = "import sys; from data_pipelines.decoder_process import main; main(sys
 """Imported rather than run as a module: answers name classes of that module, and not of `__main__`."""
 
 SLOT_BYTES = 64 * 2**20
-"""Room for the pixels of a crop (4,700 px squared); only what is used of it is real memory."""
-
-ATTEMPTS = 2
-"""A crash or a time-out may have been the machine's: an image is tried once more, in a fresh process."""
+"""Room for the crops of one request; only what is used of it is real memory."""
 
 
 class Decoders:
-    """Some child processes, each of which prepares one image at a time. Safe for many threads.
+    """Some child processes, each of which prepares a few images at a time. Safe for many threads.
 
-    Memory: in each child what an image within its limits takes, and a slot for its crop.
+    Memory: in each child what one image within its limits takes, and a slot for the crops.
     """
 
     def __init__(self, num_processes: int) -> None:
@@ -80,39 +77,28 @@ class Decoders:
         """False once a child was lost in a way that leaves its channel in doubt."""
         return not any(channel.lost for channel in self._channels)
 
-    def prepare(self, preparation: Preparation, data: bytes) -> Prepared:
-        """Prepares an image in a child; waits for one to be free.
+    def prepare(self, preparation: Preparation, images: Sequence[bytes]) -> list[Prepared | Reject]:
+        """Prepares a few images in a child; waits for one to be free.
+
+        A crash or a time-out may have been the machine's, and which image it was is not known: after one, each is
+        tried once more, alone in a fresh process. One that ends that too is rejected as `decoder_crashed` or
+        `decoder_timeout`.
 
         Raises:
-            Reject: The file cannot be used; `decoder_crashed` and `decoder_timeout` among the reasons.
             RuntimeError: Something is wrong that another image would meet too.
         """
         channel = self._free.get()
         try:
-            for _ in range(ATTEMPTS):
-                match answer := channel.ask(preparation, data):
-                    case Done():
-                        return Prepared(channel.pixels(answer.shape), answer.facts)
-                    case Reject():
-                        raise answer
-                    case Failed():
-                        raise RuntimeError(f"preparing an image failed:\n{answer.error}")
-                    case Died(signal.SIGKILL):
-                        # No codec does that: the kernel did for want of memory, or a person.
-                        channel.lost = True
-                        raise RuntimeError(
-                            "a decoder was killed from outside: out of memory (lower limits.max_pixels, or "
-                            "give an actor fewer CPUs and so fewer decoders)"
-                        )
-                    case Died():
-                        died = answer
+            found = channel.ask(preparation, images)
+            if not isinstance(found, Died):
+                return found
+            prepared: list[Prepared | Reject] = []
+            for data in images:
+                alone = channel.ask(preparation, [data])
+                prepared += [_reject(alone, preparation)] if isinstance(alone, Died) else alone
+            return prepared
         finally:
             self._free.put(channel)
-        if died.signal in (signal.SIGPROF, signal.SIGALRM):
-            cpu_s = preparation.limits.decode_cpu_s
-            raise Reject("decoder_timeout", f"more than {cpu_s:g} CPU seconds, {ATTEMPTS} times")
-        name = signal.Signals(died.signal).name if died.signal else "an exit"
-        raise Reject("decoder_crashed", f"{name} ended the decoder, {ATTEMPTS} times")
 
     def close(self) -> None:
         """Ends the children."""
@@ -128,22 +114,50 @@ class _Channel:
         self._connection, self._slot = connection, slot
         self.lost = False
 
-    def ask(self, preparation: Preparation, data: bytes) -> Answer:
+    def ask(
+        self, preparation: Preparation, images: Sequence[bytes]
+    ) -> list[Prepared | Reject] | Died:
         try:
-            self._connection.send_bytes(_pickled(preparation))
-            self._connection.send_bytes(data)
-            return self._connection.recv()
+            self._connection.send((_pickled(preparation), images))
+            answers: list[Answer] | Died = self._connection.recv()
         except (EOFError, OSError) as error:
             self.lost = True
             what = error or "end of file"
             raise RuntimeError(f"the decoder's process is gone: {what}") from error
-
-    def pixels(self, shape: tuple[int, ...]) -> UInt8[np.ndarray, "h w 3"]:
-        found = np.frombuffer(self._slot, np.uint8, count=math.prod(shape))
-        return found.reshape(shape).copy()
+        if isinstance(answers, Died):
+            # No codec sends SIGKILL: the kernel did for want of memory, or a person.
+            if answers.signal != signal.SIGKILL:
+                return answers
+            self.lost = True
+            raise RuntimeError(
+                "a decoder was killed from outside: out of memory (lower limits.max_pixels, or give an actor "
+                "fewer CPUs and so fewer decoders)"
+            )
+        found: list[Prepared | Reject] = []
+        used_bytes = 0
+        for place, answer in enumerate(answers):
+            match answer:
+                case Reject():
+                    found.append(answer)
+                case Failed():
+                    raise RuntimeError(f"preparing image {place} failed: {answer.error}")
+                case Done():
+                    size_bytes = math.prod(answer.shape)
+                    flat = np.frombuffer(self._slot, np.uint8, size_bytes, used_bytes)
+                    found.append(Prepared(flat.reshape(answer.shape).copy(), answer.facts))
+                    used_bytes += size_bytes
+        return found
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _reject(died: Died, preparation: Preparation) -> Reject:
+    if died.signal in (signal.SIGPROF, signal.SIGALRM):
+        cpu_s = preparation.limits.decode_cpu_s
+        return Reject("decoder_timeout", f"took more than {cpu_s:g} CPU seconds, twice")
+    name = signal.Signals(died.signal).name if died.signal else "an exit"
+    return Reject("decoder_crashed", f"{name} ended the decoder, twice")
 
 
 def running_decoders(num_processes: int) -> Decoders:

@@ -1,10 +1,10 @@
 """The images of documents, decoded and cropped: what the stages that look at pixels share."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,8 +16,12 @@ from data_pipelines.documents import Document, Image, Rejected
 from data_pipelines.preparation import Preparation, Prepared
 from transfusion.artifacts.shards import Reject
 
-AHEAD_PER_DECODER = 4
-"""Images that wait, encoded or decoded, for each decoder: enough that a slow one does not hold up the others."""
+IMAGES_PER_REQUEST = 8
+BYTES_PER_REQUEST = 2**20
+"""A decoder is given some images at a time: for small ones the way there and back costs as much as decoding."""
+
+REQUESTS_AHEAD = 3
+"""For each decoder as many wait to be decoded and as many are done: a slow image does not hold up the others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,50 +43,75 @@ class LoadedImage:
         return self.prepared.pixels
 
 
+class _Pending(NamedTuple):
+    document: Document
+    image_index: int
+    image: Image
+
+
 def load_images(
     documents: Iterable[Document | Rejected], *, preparation: Preparation, decoders: Decoders
 ) -> Iterator[LoadedImage | Reject]:
-    """Every image of the documents in their order, or why there is none; a few are read and decoded ahead."""
-    num_ahead = AHEAD_PER_DECODER * decoders.num_processes
+    """Every image of the documents in their order, or why there is none; some are read and decoded ahead."""
+    num_ahead = decoders.num_processes * REQUESTS_AHEAD
     with (
-        Ahead(documents, num_ahead) as found,
+        Ahead(_requests(_images(documents)), num_ahead) as requests,
         ThreadPoolExecutor(decoders.num_processes) as threads,
     ):
-        waiting: deque[Future[LoadedImage | Reject]] = deque()
+        waiting: deque[Future[list[LoadedImage | Reject]]] = deque()
         try:
-            for job in _jobs(found, preparation, decoders):
-                waiting.append(threads.submit(job))
+            for request in requests:
+                waiting.append(threads.submit(_load, request, preparation, decoders))
                 if len(waiting) > num_ahead:
-                    yield waiting.popleft().result()
+                    yield from waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield from waiting.popleft().result()
         finally:
             threads.shutdown(cancel_futures=True)
 
 
-def _jobs(
-    documents: Iterable[Document | Rejected], preparation: Preparation, decoders: Decoders
-) -> Iterator[Callable[[], LoadedImage | Reject]]:
+def _images(documents: Iterable[Document | Rejected]) -> Iterator[_Pending | Reject]:
     keys: set[str] = set()
     for document in documents:
         if isinstance(document, Rejected):
-            yield partial(Reject, document.key, document.reason, document.detail)
+            yield Reject(document.key, document.reason, document.detail)
         elif document.key in keys:
-            yield partial(Reject, document.key, "duplicate_key", "another row has the same key")
+            yield Reject(document.key, "duplicate_key", "another row has the same key")
         else:
             keys.add(document.key)
             images = [segment for segment in document.segments if isinstance(segment, Image)]
             for index, image in enumerate(images):
-                yield partial(_load, document, index, image, preparation, decoders)
+                yield _Pending(document, index, image)
+
+
+def _requests(items: Iterable[_Pending | Reject]) -> Iterator[list[_Pending | Reject]]:
+    request: list[_Pending | Reject] = []
+    size_bytes = 0
+    for item in items:
+        request.append(item)
+        size_bytes += len(item.image.data) if isinstance(item, _Pending) else 0
+        if len(request) == IMAGES_PER_REQUEST or size_bytes >= BYTES_PER_REQUEST:
+            yield request
+            request, size_bytes = [], 0
+    if request:
+        yield request
 
 
 def _load(
-    document: Document, index: int, image: Image, preparation: Preparation, decoders: Decoders
-) -> LoadedImage | Reject:
+    request: list[_Pending | Reject], preparation: Preparation, decoders: Decoders
+) -> list[LoadedImage | Reject]:
+    pending = [item for item in request if isinstance(item, _Pending)]
     try:
-        prepared = decoders.prepare(preparation, image.data)
-    except Undecodable as reject:
-        return Reject(document.key, reject.reason, f"{image.name}: {reject.detail}")
+        found = decoders.prepare(preparation, [item.image.data for item in pending])
     except RuntimeError as error:
-        raise RuntimeError(f"{document.key}, {image.name}: {error}") from error
-    return LoadedImage(document=document, image_index=index, prepared=prepared)
+        names = ", ".join(item.image.name for item in pending)
+        raise RuntimeError(f"{error} (images {names})") from error
+    prepared = iter(found)
+    return [item if isinstance(item, Reject) else _loaded(item, next(prepared)) for item in request]
+
+
+def _loaded(item: _Pending, prepared: Prepared | Undecodable) -> LoadedImage | Reject:
+    if isinstance(prepared, Undecodable):
+        detail = f"{item.image.name}: {prepared.detail}"
+        return Reject(item.document.key, prepared.reason, detail)
+    return LoadedImage(document=item.document, image_index=item.image_index, prepared=prepared)

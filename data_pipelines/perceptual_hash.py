@@ -20,13 +20,16 @@ FREQUENCIES = 8
 def perceptual_hash(pixels: UInt8[np.ndarray, "h w 3"]) -> int:
     """The hash as an unsigned number. Colour counts by its brightness only."""
     luma = Image.fromarray(pixels).convert("L")
-    small = np.asarray(luma.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS), dtype=np.int64)
+    small = luma.resize((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS).tobytes()
+    values = np.frombuffer(small, np.uint8).reshape(SIDE_PX, SIDE_PX).astype(np.int64)
     # Off its mean: over a constant the rounded waves do not quite cancel out. The mean is the first coefficient.
-    centred = small * small.size - small.sum()
+    centred = values * values.size - values.sum()
     waves = _waves()
     spectrum = waves @ centred @ waves.T
-    spectrum[0, 0] = small.sum() * small.size * waves[0, 0] ** 2
-    bits = (spectrum > np.median(spectrum)).reshape(-1)
+    spectrum[0, 0] = values.sum() * values.size * waves[0, 0] ** 2
+    ordered = np.sort(spectrum, axis=None)
+    middle = len(ordered) // 2
+    bits = (2 * spectrum > ordered[middle - 1] + ordered[middle]).reshape(-1)
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 

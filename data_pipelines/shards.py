@@ -107,7 +107,7 @@ class ShardRun:
                 continue
             outcomes += record.outcomes
             for note, count in record.metadata.get("notes", {}).items():
-                notes[f"notes.{note}"] = notes.get(f"notes.{note}", 0) + count
+                notes[f"notes.{note}"] = notes.get(f"notes.{note}", 0.0) + count
             files += [
                 file.model_copy(update={"name": f"{task.shard_id}/{file.name}"})
                 for file in record.files

@@ -53,14 +53,17 @@ def document(number: int, fault: str | None) -> Document:
 def test_the_child_prepares_what_this_process_would(decoders: Decoders) -> None:
     plain = Preparation(DecodeLimits(), ((32, 32), (16, 48)))
     rng = np.random.default_rng(0)
+    images = []
     for shape in ((64, 64), (20, 60), (200, 80)):
         data = io.BytesIO()
         Image.fromarray(rng.integers(0, 256, (*shape, 3), np.uint8)).save(data, "JPEG")
-        there, here = decoders.prepare(plain, data.getvalue()), plain(data.getvalue())
+        images.append(data.getvalue())
+    *prepared, reject = decoders.prepare(plain, [*images, b"nothing"])
+    for there, data in zip(prepared, images, strict=True):
+        here = plain(data)
         assert np.array_equal(there.pixels, here.pixels)
         assert there.facts == here.facts
-    with pytest.raises(Reject, match="not_an_image"):
-        decoders.prepare(plain, b"nothing")
+    assert reject.reason == "not_an_image"
 
 
 @pytest.mark.parametrize(
@@ -69,29 +72,31 @@ def test_the_child_prepares_what_this_process_would(decoders: Decoders) -> None:
         ("segfault", "decoder_crashed", "SIGSEGV"),
         ("abort", "decoder_crashed", "SIGABRT"),
         ("exit", "decoder_crashed", "an exit"),
-        ("spin", "decoder_timeout", r"0\.3 CPU seconds"),
+        ("spin", "decoder_timeout", "0.3 CPU seconds"),
     ],
 )
 def test_a_codec_that_dies_or_never_ends_is_a_reject(
     decoders: Decoders, fault: str, reason: str, said: str
 ) -> None:
-    with pytest.raises(Reject, match=said) as caught:
-        decoders.prepare(HOSTILE, marked(png(1), fault))
-    assert caught.value.reason == reason
-    assert decoders.prepare(HOSTILE, png(1)).pixels.shape == (32, 32, 3)
+    before, reject, after = decoders.prepare(HOSTILE, [png(1), marked(png(2), fault), png(3)])
+    assert isinstance(reject, Reject)
+    assert reject.reason == reason
+    assert said in reject.detail
+    assert [image.pixels[0, 0, 0] for image in (before, after)] == [1, 3]
 
 
 def test_a_crash_that_does_not_come_back_costs_nothing(decoders: Decoders, tmp_path: Path) -> None:
     once = marked(png(1), f"once {tmp_path / 'seen'}")
-    assert decoders.prepare(HOSTILE, once).pixels.shape == (32, 32, 3)
+    (image,) = decoders.prepare(HOSTILE, [once])
+    assert image.pixels.shape == (32, 32, 3)
 
 
 def test_what_is_no_fault_of_the_image_is_no_reject(decoders: Decoders) -> None:
     with pytest.raises(RuntimeError, match="no such thing"):
-        decoders.prepare(HOSTILE, marked(png(1), "bug"))
+        decoders.prepare(HOSTILE, [marked(png(1), "bug")])
     assert decoders.usable
     with pytest.raises(RuntimeError, match="killed from outside"):
-        decoders.prepare(HOSTILE, marked(png(1), "killed"))
+        decoders.prepare(HOSTILE, [marked(png(1), "killed")])
     assert not decoders.usable
 
 
@@ -118,8 +123,7 @@ def test_children_end_with_their_parent_however_it_ends() -> None:
         "running = Decoders(2)\n"
         "from data_pipelines.preparation import Preparation\n"
         "from data_pipelines.limits import DecodeLimits\n"
-        "try: running.prepare(Preparation(DecodeLimits(), ((8, 8),)), b'')\n"
-        "except Exception: pass\n"
+        "running.prepare(Preparation(DecodeLimits(), ((8, 8),)), [b''])\n"
         "print(running._process.pid, flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -190,5 +194,5 @@ def test_a_fault_of_the_program_fails_the_shard_and_names_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode_shard, "Preparation", HostilePreparation)
-    with pytest.raises(ArtifactError, match=r"(?s)05\.png.*LookupError: no such thing"):
+    with pytest.raises(ArtifactError, match=r"(?s)LookupError: no such thing.*05\.png"):
         encode(tmp_path / "store", hostile_folder(tmp_path / "images", "bug"))

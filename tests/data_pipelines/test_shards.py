@@ -1,0 +1,178 @@
+"""Runs over shards: what fails is tried again, then named or set apart; one that goes wrong stops."""
+
+import functools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from data_pipelines.shards import (
+    Measured,
+    ShardRun,
+    ShardTask,
+    in_process,
+    run_shards,
+    shards_at_once,
+)
+from data_pipelines.sources.source import ShardDescriptor
+from tests.pipeline import make_context
+from transfusion.artifacts.manifest import Outcomes
+from transfusion.artifacts.pool import ShardPool, ShardRecord
+from transfusion.artifacts.shards import REJECTS, ROWS, Reject, rejects_table
+from transfusion.errors import ArtifactError
+from transfusion.stage import PoolResources, Resources, StageContext
+from transfusion.storage.store import open_store
+
+USES = "data_pipelines.encode_images"
+
+
+class CountRows:
+    """Writes as many rows as the descriptor says, rejects as it says, or fails."""
+
+    def __init__(self, context_store: object, pool: str, broken: frozenset[str]) -> None:
+        self._pool = ShardPool(context_store, pool)
+        self._broken = broken
+
+    def make(self, task: ShardTask) -> ShardRecord | Measured:
+        if task.shard_id in self._broken:
+            raise OSError(f"cannot read {task.shard_id}")
+        written, rejected = task.descriptor.spec["written"], task.descriptor.spec["rejected"]
+        rejects = [Reject(f"{task.shard_id}/{n}", "truncated", "half") for n in range(rejected)]
+        record = self._pool.commit(
+            task.key,
+            {ROWS: pa.table({"n": list(range(written))}), REJECTS: rejects_table(rejects)},
+            outcomes=Outcomes(
+                input=written + rejected,
+                written=written,
+                rejected={"truncated": rejected} if rejected else {},
+            ),
+            metadata={"notes": {"first_frame": 2}},
+        )
+        return Measured(record, busy_s=0.75, span_s=1.0)
+
+
+class TwoAtOnce(CountRows):
+    shards_at_once = 2
+
+
+def tasks(count: int, *, written: int = 10, rejected: int = 0) -> list[ShardTask]:
+    return [
+        ShardTask(
+            f"key{n}",
+            f"id{n}",
+            ShardDescriptor(f"shard:{n}", {"written": written, "rejected": rejected}),
+        )
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StageContext:
+    return make_context(open_store(str(tmp_path / "store")), USES, scratch=tmp_path)
+
+
+def run(
+    context: StageContext,
+    todo: list[ShardTask],
+    *broken: str,
+    worker: type = CountRows,
+    **options: int,
+) -> ShardRun:
+    factory = functools.partial(worker, context.store, context.pool, frozenset(broken))
+    return run_shards(
+        context, tasks=todo, factory=factory, unit="rows counted", launch=in_process, **options
+    )
+
+
+def test_a_shard_that_keeps_failing_is_set_apart_where_the_config_allows_it(
+    context: StageContext,
+) -> None:
+    made = run(context, tasks(5), "id3", max_quarantined=1).made({"side": 1})
+    assert made.outcomes == Outcomes(input=40, written=40)
+    assert made.metadata == {
+        "side": 1, "quarantined": {"id3": "shard:3: OSError: cannot read id3"},
+    }  # fmt: skip
+    assert {file.name.partition("/")[0] for file in made.files} == {"id0", "id1", "id2", "id4"}
+
+
+def test_more_failing_shards_than_allowed_fail_the_stage_after_all_others_are_made(
+    context: StageContext,
+) -> None:
+    with pytest.raises(
+        ArtifactError, match=r"stage: shard shard:2: .*cannot read id2 \(and 1 more\)"
+    ):
+        run(context, tasks(5), "id2", "id3", max_quarantined=1)
+    done = ShardPool(context.store, context.pool).finished(task.key for task in tasks(5))
+    assert sorted(done) == ["key0", "key1", "key4"]
+
+
+def test_running_again_tries_a_quarantined_shard_again_and_nothing_else(
+    context: StageContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(context, tasks(5), "id3", max_quarantined=1)
+    with caplog.at_level(logging.INFO):
+        healed = run(context, tasks(5), max_quarantined=1).made({})
+    assert "1 of 5 shards to make, 4 cached" in caplog.text
+    assert healed.outcomes == Outcomes(input=50, written=50)
+    assert "quarantined" not in healed.metadata
+
+
+def test_a_run_that_rejects_too_much_stops_and_says_what_and_where(context: StageContext) -> None:
+    launched: list[str] = []
+
+    def watch(factory, todo, resources) -> Iterator:
+        for result in in_process(factory, todo, resources):
+            launched.append(result.task.shard_id)
+            yield result
+
+    def go(count: int) -> ShardRun:
+        factory = functools.partial(CountRows, context.store, context.pool, frozenset())
+        return run_shards(
+            context,
+            tasks=tasks(count, written=200, rejected=300),
+            factory=factory,
+            unit="rows counted",
+            launch=watch,
+        )
+
+    with pytest.raises(ArtifactError) as caught:
+        go(8)
+    assert launched == ["id0", "id1"]
+    message = str(caught.value)
+    assert "600 of the first 1,000 rows were rejected" in message
+    assert "max_reject_fraction 0.5: 600 truncated" in message
+    assert str(context.store.url(context.pool)) in message
+    # The same answer when all of it is there, and none once the profile allows it.
+    with pytest.raises(ArtifactError, match="rows were rejected"):
+        go(2)
+    context.resources = Resources(pool=PoolResources(max_reject_fraction=0.7))
+    assert go(8).made({}).outcomes == Outcomes(
+        input=4000, written=1600, rejected={"truncated": 2400}
+    )
+
+
+def test_few_rows_may_all_be_rejected(context: StageContext) -> None:
+    assert run(context, tasks(2, written=0, rejected=400)).made({}).outcomes.written == 0
+
+
+def test_the_manifest_keeps_the_figures_that_people_were_shown(
+    context: StageContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        made = run(context, tasks(4, rejected=1)).made({})
+    assert made.timings["rows counted"] == 40
+    assert made.timings["rows counted per second"] > 0
+    assert made.timings["encoder busy share"] == 0.75
+    assert made.timings["bytes written"] == sum(file.bytes for file in made.files)
+    assert made.metrics == {"notes.first_frame": 8}
+
+
+def test_a_worker_that_takes_two_shards_at_once_makes_the_same(context: StageContext) -> None:
+    assert shards_at_once(functools.partial(TwoAtOnce, 1)) == 2
+    assert shards_at_once(TwoAtOnce) == 2
+    assert shards_at_once(CountRows) == 1
+    two = run(context, tasks(7), worker=TwoAtOnce)
+    assert [task.shard_id for task in two.tasks] == [f"id{n}" for n in range(7)]
+    assert two.made({}).outcomes == Outcomes(input=70, written=70)
