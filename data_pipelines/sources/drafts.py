@@ -34,7 +34,10 @@ class RowsConfig(Config):
     """The column that holds a row's key, unique in the whole source; without one it is file and number."""
 
     metadata_columns: tuple[str, ...] = ()
-    """Columns that go along with the document, for filters of a mixture. Nested values become JSON text."""
+    """Columns that go along with the document, for filters of a mixture. Nested values become JSON text.
+
+    Another choice tokenizes the texts anew and encodes no image again.
+    """
 
     max_images: int = Field(default=1024, ge=1, le=32767)
     """Most images in a document; one with more is rejected (`too_many_images`)."""
@@ -79,6 +82,8 @@ def list_row_shards(
     place = open_place(config.path, where=label)
     files = place.files(suffixes)
     rules = config.identity()
+    kept = rules.pop("metadata_columns", None)
+    metadata = identify("metadata", kept) if kept else ""
     folder = config.images if isinstance(config, ImageFilesConfig) else None
     if folder is None:
         _refuse_json(config, files)
@@ -86,6 +91,7 @@ def list_row_shards(
             ShardDescriptor(
                 identity=identify(label, [file.key, file.mark, rules]),
                 spec={"path": file.key, **split_mark(file.mark)},
+                metadata=metadata,
             )
             for file in files
         ]
@@ -97,7 +103,7 @@ def list_row_shards(
         named = {name: list(image) for name, image in found.items()}
         identity = identify(label, [file.key, file.mark, rules, named])
         spec = {"path": file.key, **split_mark(file.mark), "images": named}
-        shards.append(ShardDescriptor(identity=identity, spec=spec))
+        shards.append(ShardDescriptor(identity=identity, spec=spec, metadata=metadata))
     return shards
 
 

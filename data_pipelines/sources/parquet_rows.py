@@ -34,13 +34,13 @@ def read_parquet_rows(
         url: The file's address, for messages.
 
     Raises:
-        ArtifactError: It is no Parquet file, or lacks a column.
+        ArtifactError: It is no Parquet file, lacks a column, or its columns do not fit together.
     """
     with _open(stream, url) as file:
         _check(file, file.schema_arrow.names, url=url, columns=columns)
         first = 0
         for group in range(file.num_row_groups):
-            yield from _read_group(file, group, key, first=first, columns=columns)
+            yield from _read_group(file, group, key, url=url, first=first, columns=columns)
             first += file.metadata.row_group(group).num_rows
 
 
@@ -86,9 +86,13 @@ def _check(file: pq.ParquetFile, names: list[str], *, url: str, columns: Sequenc
 
 
 def _read_group(
-    file: pq.ParquetFile, group: int, key: str, *, first: int, columns: Sequence[str]
+    file: pq.ParquetFile, group: int, key: str, *, url: str, first: int, columns: Sequence[str]
 ) -> Iterator[Row | Rejected]:
-    """The rows of one row group, the first of which has the number `first`."""
+    """The rows of one row group, the first of which has the number `first`.
+
+    Raises:
+        ArtifactError: There are fewer than the footer says, or the columns differ in length.
+    """
     number, end = first, first + file.metadata.row_group(group).num_rows
     try:
         for batch in file.iter_batches(
@@ -101,10 +105,23 @@ def _read_group(
                     yield Rejected(where, "unreadable_value", values)
                 else:
                     yield Row(where, values)
-    except (pa.ArrowException, OSError) as error:
+    except OSError as error:
         detail = f"row group {group} cannot be read from row {number} on: {_told(error)}"
         for lost in range(number, end):
             yield Rejected(f"{key}:{lost}", "broken_parquet", detail)
+    except pa.ArrowException as error:
+        raise _shifted(url, group, _told(error)) from error
+    else:
+        if number != end:
+            raise _shifted(url, group, f"{number - first} rows of {end - first}")
+
+
+def _shifted(url: str, group: int, found: str) -> ArtifactError:
+    """A damaged page header makes a reader pass over the page: that column's rows no longer meet the others'."""
+    return ArtifactError(
+        f"{url}: row group {group} is damaged ({found}): columns may be shifted against each other, and none of "
+        "its rows can be trusted; write the file anew"
+    )
 
 
 def _rows_per_batch(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:

@@ -103,6 +103,62 @@ def test_parquet_of_names_takes_the_files_from_the_folder(folder: Path) -> None:
     assert [content(document) for document in found] == EXPECTED
 
 
+def test_a_bucket_gives_the_same(
+    folder: Path, s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transfusion.storage.store import open_store
+
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    store = open_store("s3://bucket/edits")
+    for file in folder.rglob("*.*"):
+        store.write(str(file.relative_to(folder)), file.read_bytes())
+    found = documents_of(
+        "edits",
+        path="s3://bucket/edits/*.jsonl",
+        images="s3://bucket/edits",
+        source_column="source",
+        target_column="target",
+    )
+    assert [content(document) for document in found] == EXPECTED
+
+
+def test_edits_pass_the_stages_as_image_text_image(folder: Path, tmp_path: Path) -> None:
+    from data_pipelines.shards import in_process
+    from tests.pipeline import make, make_autoencoder
+    from transfusion.artifacts.shards import index_entries, row_entries
+    from transfusion.artifacts.tables import load_table
+
+    root = tmp_path / "store"
+    edits = make(
+        root,
+        "data_pipelines.sources.edits",
+        {
+            "path": str(folder / "edits.jsonl"),
+            "images": str(folder),
+            "source_column": "source",
+            "target_column": "target",
+            "metadata_columns": ["text"],
+        },
+    )
+    tokenizer = make(
+        root, "data_pipelines.tokenizer", {"vocab_size": 300, "max_training_mib": 0.1}, {"d": edits}
+    )
+    inputs = {"documents": edits, "tokenizer": tokenizer}
+    tokens = make(root, "data_pipelines.tokenize_text", {}, inputs, launch=in_process)
+    (entry,) = index_entries(tokens).values()
+    assert load_table(tokens.store, entry)["layout"].to_pylist() == ["iti"] * 12
+    latents = make(
+        root,
+        "data_pipelines.encode_images",
+        {"image_size_px": 16, "micro_batch": 4},
+        {"images": edits, "autoencoder": make_autoencoder(root)},
+        launch=in_process,
+    )
+    (entry,) = row_entries(latents).values()
+    assert load_table(latents.store, entry)["image_index"].to_pylist() == [0, 1] * 12
+
+
 def test_every_bad_row_has_its_reason(folder: Path) -> None:
     good = {"source_image": "images/0.webp", "target_image": "images/1.webp", "instruction": "x"}
     changes: list[dict[str, Any]] = [
