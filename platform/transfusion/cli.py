@@ -48,9 +48,18 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable.")]
 
 @app.command()
 def plan(
-    job: JobPath, overrides: Overrides = None, until: Until = None, refresh: Refresh = False
+    job: JobPath,
+    overrides: Overrides = None,
+    until: Until = None,
+    profile: Profile = None,
+    refresh: Refresh = False,
 ) -> None:
-    """What would run, what is there already, and why the rest is not. Starts nothing."""
+    """What would run, what is there already, and why the rest is not. Starts nothing.
+
+    With a profile that gives rates and a price, also what it would cost.
+    """
+    from transfusion.runner.estimate import estimate, estimate_text
+    from transfusion.runner.profile import read_profile
     from transfusion.runner.run import configure_logging
     from transfusion.runner.show import plan_text
     from transfusion.spec.job import read_job
@@ -61,8 +70,13 @@ def plan(
         _list_again()
     configure_logging()
     checked = read_job(job, overrides or ())
+    resources = read_profile(profile)
     store = open_store(checked.file.store)
-    typer.echo(plan_text(plan_job(checked, store, until=until), store))
+    planned = plan_job(checked, store, until=until)
+    typer.echo(plan_text(planned, store))
+    if profile is not None:
+        told = estimate_text(estimate(planned, store, resources), resources, where=str(profile))
+        typer.echo(told, nl=bool(told))
 
 
 @app.command()
@@ -308,10 +322,11 @@ def inspect(
 ) -> None:
     """What raw input holds, and how a job would read it. Starts nothing.
 
-    Prints the format and what speaks for it, the columns with their types, the stage to write into a job, what
-    a sample gives, what is rejected and why, and a few documents; draws a contact sheet of their images.
+    Prints the format and what speaks for it, the columns, and the stage to write into a job.
 
-    All files are listed and only a few are read: seconds, also on a bucket.
+    Reads a sample: what is rejected and why, a few documents, a contact sheet of their images.
+
+    Lists all files and reads only a few of them: seconds, also on a bucket.
 
     transfusion data inspect s3://bucket/laion
 

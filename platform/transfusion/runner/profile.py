@@ -100,9 +100,24 @@ class Cluster(Config):
         return {"cpu": self.cpu} | ({"gpu": self.gpu} if self.gpu else {})
 
 
+class Rates(Config):
+    """What one accelerator was measured to do, and what it costs: `plan` estimates from it. None is not known.
+
+    An accelerator is what one worker or actor has: a GPU, or its CPUs where there is none.
+    """
+
+    images_per_second: float | None = Field(None, gt=0)
+    """Encoded to latents: as the encoding stage reported it, divided by its actors."""
+    train_positions_per_second: float | None = Field(None, gt=0)
+    """Positions of packed sequences, padding included, that training takes in."""
+    price_per_hour: float | None = Field(None, ge=0)
+    """Of one accelerator, in dollars."""
+
+
 class Profile(Resources):
     """A file of `cluster/`."""
 
+    rates: Rates = Rates()
     driver: DriverResources = DriverResources()
     cluster: Cluster = Cluster()
 
