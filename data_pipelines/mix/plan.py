@@ -51,6 +51,8 @@ class Plan:
             try:
                 for number, block in enumerate(blocks):
                     statistics.add(block)
+                    if not block.num_steps:
+                        break
                     words = self._words(block, streams)
                     for lane in range(self._shape.lanes):
                         yield self._store(block_name(lane, number), block, words, lane)

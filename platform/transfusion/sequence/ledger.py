@@ -68,6 +68,7 @@ class Ledger:
         self._drawn = [0] * len(streams)
         self._planned = self._sequences = 0
         self._left = [budget.max_positions if budget else None for budget in self._budgets]
+        self._limits = Limits(0, 0)
         self._exhausted: set[int] = set()
         self._over: set[int] = set()
         self._stretches: list[Stretch] = []
@@ -133,7 +134,7 @@ class Ledger:
                     alive[source] = alive.get(source, 0.0) + weight
         for source in sorted(shares.keys() - alive.keys() - self._over):
             self._end(source, step)
-        if not alive:
+        if not alive and not self.ends:
             raise Exhausted(None, step)
         total = sum(shares[source] for source in alive)
         self.taking_part = [
@@ -144,9 +145,12 @@ class Ledger:
             source = self._sources[i]
             self._weights[i] = self._given[i] / alive[source] * shares[source] / total
         self._drawn, self._planned = [0] * len(self._given), 0
+        if not alive:
+            return self._limits
         found = self._fixed_limits or limits(self._figures, self._weights, self._shape)
         weights = {source: shares[source] / total for source in sorted(alive)}
         self._stretches.append(Stretch(self._sequences, weights, found))
+        self._limits = found
         return found
 
     def take(self) -> tuple[list[Stretch], dict[int, int]]:

@@ -56,7 +56,7 @@ def pack(
     budgets: Sequence[Budget | None] = (),
     fixed_limits: Limits | None = None,
 ) -> Iterator[PackedSteps]:
-    """Plans a run, a block of steps at a time.
+    """Plans a run, a block of steps at a time; the last is short, or empty, where a source ends the plan.
 
     Args:
         window: Documents that a lane shuffles at a time, in whole runs.
@@ -81,10 +81,13 @@ def pack(
         while step < last and not ledger.ends:
             if step in begins:
                 ledger.begin(begins[step])
-            packer.step(step)
-            step += 1
-        if step > first:
-            yield packer.take(first, step - first)
+            if not packer.step(step) and ledger.ends:
+                packer.forget_step()
+            else:
+                step += 1
+        yield packer.take(first, step - first)
+        if ledger.ends:
+            return
 
 
 class _Packer:
@@ -142,8 +145,9 @@ class _Packer:
             ended=ended,
         )
 
-    def step(self, step: int) -> None:
-        """Plans the micro-batches of all lanes."""
+    def step(self, step: int) -> bool:
+        """Plans the micro-batches of all lanes, and says whether there was anything left for them."""
+        before = len(self._where)
         for cursors, dry in zip(self._cursors, self._dry, strict=True):
             if self.ledger.is_outdated:
                 self._limits = self.ledger.weigh(step)
@@ -152,11 +156,16 @@ class _Packer:
                 self._text = [i for i in there if self._splittable[i]]
             self._slots, self._rows = self._limits
             for _ in range(self._shape.sequences_per_micro_batch):
-                before = len(self._where)
+                first = len(self._where)
                 self.ledger.next_sequence()
                 remaining = self._place_whole(cursors, dry, self._shape.sequence_length)
                 self._fill_with_text(cursors, dry, remaining)
-                self._counts.append(len(self._where) - before)
+                self._counts.append(len(self._where) - first)
+        return len(self._where) > before
+
+    def forget_step(self) -> None:
+        """Takes the last step back, in which nothing was placed."""
+        del self._counts[-self._shape.lanes * self._shape.sequences_per_micro_batch :]
 
     def _run_dry(self, i: int, dry: set[int]) -> None:
         """A lane has come to the end of a stream; when all have, its weight goes to others."""
