@@ -11,6 +11,11 @@ from data_pipelines.documents import Document, Rejected, Text
 from data_pipelines.sources.lines import BYTE_ORDER_MARK, UNPACKING, read_lines, unpacked
 
 _ROWS_PER_BATCH = 1024
+_BUFFER_BYTES = 4 * 2**20
+"""Read at once of a column: a row group of gigabytes is never held whole."""
+
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError)
+"""What pyarrow raises on bytes that are no Parquet."""
 
 
 def read_rows(
@@ -40,7 +45,9 @@ def read_parquet(
     """Rows of a Parquet file; one that cannot be read, from there on, is one rejected row."""
     row = 0
     try:
-        with pq.ParquetFile(stream, page_checksum_verification=True) as file:
+        with pq.ParquetFile(
+            stream, page_checksum_verification=True, buffer_size=_BUFFER_BYTES
+        ) as file:
             names = file.schema_arrow.names
             if column not in names:
                 detail = f"no column {column!r} for {file.metadata.num_rows} rows; there are {', '.join(names)}"
@@ -55,7 +62,11 @@ def read_parquet(
                 for value in batch.column(0).cast(pa.large_binary()).to_pylist():
                     yield _value(f"{key}:{row}", value, max_bytes)
                     row += 1
-    except (pa.ArrowException, OSError) as error:
+            if row != file.metadata.num_rows:
+                # pyarrow takes a page that claims fewer rows for the end of its row group.
+                detail = f"{row:,} rows came of {file.metadata.num_rows:,}: a page is damaged"
+                yield Rejected(f"{key}:{row}", "broken_parquet", detail)
+    except _UNREADABLE as error:
         detail = " ".join(str(error).split())[:200]
         yield Rejected(f"{key}:{row}", "broken_parquet", f"from this row on: {detail}")
 

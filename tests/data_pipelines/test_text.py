@@ -3,14 +3,18 @@
 import gzip
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_pipelines.documents import Document, Rejected, Text
 from data_pipelines.sources.text import TextConfig, identities, list_shards, read
+from data_pipelines.sources.text_formats import read_parquet, read_rows
 from tests.hostile import lines, write_text
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import open_store
@@ -235,3 +239,47 @@ def test_hostile_lines_cover_every_reason() -> None:
         "invalid_utf8", "nul_character", "lone_surrogate", "empty", "null_text", "not_text",
         "missing_column", "bad_json",
     }  # fmt: skip
+
+
+JSONL = b"\n".join(line.data for line in lines())
+PARQUET = pa.BufferOutputStream()
+pq.write_table(pa.table({"text": ["one", None, "three" * 50] * 20}), PARQUET)
+WHOLE = {
+    "t.jsonl": JSONL,
+    "t.txt": "caf\u00e9\nline\n".encode() * 30,
+    "t.jsonl.gz": gzip.compress(JSONL, mtime=0),
+    "t.txt.zst": zstandard(b"line\n" * 300),
+    "t.parquet": PARQUET.getvalue().to_pybytes(),
+}
+
+
+@settings(max_examples=200, deadline=2000)
+@given(
+    key=st.sampled_from(sorted(WHOLE)),
+    edits=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=9)), max_size=6),
+    cut=st.floats(0, 1) | st.none(),
+    whole=st.booleans(),
+    max_bytes=st.integers(1, 2000),
+)
+def test_whatever_the_bytes_every_row_is_text_or_has_a_reason(
+    key: str, edits: list[tuple[float, bytes]], cut: float | None, whole: bool, max_bytes: int
+) -> None:
+    data = bytearray(WHOLE[key])
+    for place, patch in edits:
+        at = int(place * len(data))
+        data[at : at + len(patch)] = patch
+    with tempfile.TemporaryFile() as stream:
+        stream.write(data[: None if cut is None else int(cut * len(data))])
+        stream.seek(0)
+        if key.endswith(".parquet"):
+            rows = list(read_parquet(stream, key, column="text", max_bytes=max_bytes))
+        else:
+            column = "text" if ".jsonl" in key else None
+            rows = list(read_rows(stream, key, column=column, whole=whole, max_bytes=max_bytes))
+    assert len({row.key for row in rows}) == len(rows)
+    for row in rows:
+        if isinstance(row, Document):
+            assert 0 < len(_texts([row])[0].encode()) <= max_bytes
+        else:
+            assert row.reason
+            row.detail.encode()
