@@ -11,8 +11,10 @@ from posixpath import dirname, join, normpath, splitext
 from typing import Any
 
 from data_pipelines.documents import Rejected
+from data_pipelines.sources.cells import metadata_of
 from data_pipelines.sources.files import key_of
 from data_pipelines.sources.places import Place
+from transfusion.config import JSON
 from transfusion.errors import ArtifactError
 
 MAX_CAPTION_BYTES = 1 << 20
@@ -22,11 +24,15 @@ MAX_CAPTION_BYTES = 1 << 20
 class Captions:
     """What is said of each file, and what is wrong with the metadata."""
 
-    def __init__(self, place: Place, names: Sequence[str], *, column: str) -> None:
+    def __init__(
+        self, place: Place, names: Sequence[str], *, column: str, metadata: Sequence[str] = ()
+    ) -> None:
         self.faults: list[Rejected] = []
         self._place = place
         self._files = set(names)
         self._rows: dict[str, str | Rejected | None] = {}
+        self._metadata: dict[str, dict[str, JSON]] = {}
+        self._columns = metadata
         for name in names:
             if name.rsplit("/", 1)[-1] in _READERS:
                 self._take(name, column)
@@ -38,6 +44,10 @@ class Captions:
     def of(self, name: str) -> str | Rejected | None:
         """What a metadata row says of a file; None when none does; Rejected when it is no text."""
         return self._rows.get(name)
+
+    def metadata_of(self, name: str) -> dict[str, JSON]:
+        """What else a metadata row says of a file, of the columns that go along."""
+        return self._metadata.get(name, {})
 
     def beside(self, name: str) -> str | None:
         """The .txt file beside a file, if there is one."""
@@ -64,7 +74,10 @@ class Captions:
                     Rejected(where, "bad_metadata", f"no 'file_name'; there are {names}"[:200])
                 )
                 continue
-            self._name(where, normpath(join(folder, file_name)), file_name, row.get(column))
+            name = normpath(join(folder, file_name))
+            if self._columns and name not in self._rows:
+                self._metadata[name] = metadata_of(row, self._columns)
+            self._name(where, name, file_name, row.get(column))
 
     def _name(self, where: str, name: str, shown: str, said: Any) -> None:
         shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")

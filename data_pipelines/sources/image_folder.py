@@ -57,6 +57,9 @@ class ImageFolderConfig(Config):
     caption_column: str = Field(default="text", min_length=1)
     """The metadata's column that holds the caption."""
 
+    metadata_columns: tuple[str, ...] = ()
+    """Further columns that go along as metadata, for filters of a mixture, where they are there."""
+
     without_caption: Literal["reject", "image_only"] = "reject"
     """What becomes of an image that has no caption: rejected, or a document of the image alone."""
 
@@ -89,12 +92,17 @@ def list_shards(config: ImageFolderConfig) -> list[ShardDescriptor]:
             f"{', '.join(IMAGE_SUFFIXES[:9])}; metadata is called {', '.join(METADATA_NAMES)}"
         )
     groups = _split(rows, config.images_per_shard, depth=0)
-    return [
-        ShardDescriptor(
-            identity=identify("image_folder", [config.without_caption, group]), spec={"rows": group}
-        )
-        for group in groups
-    ]
+    return [_shard(group, config) for group in groups]
+
+
+def _shard(group: list[dict[str, Any]], config: ImageFolderConfig) -> ShardDescriptor:
+    said = [row.get("metadata", {}) for row in group]
+    plain = [{name: row[name] for name in row if name != "metadata"} for row in group]
+    return ShardDescriptor(
+        identity=identify("image_folder", [config.without_caption, plain]),
+        spec={"rows": group},
+        metadata=identify("metadata", said) if config.metadata_columns else "",
+    )
 
 
 def identities(config: ImageFolderConfig) -> list[str]:
@@ -127,7 +135,8 @@ def read(config: ImageFolderConfig, descriptor: ShardDescriptor) -> Iterator[Doc
             yield Rejected(key, "no_caption", "the .txt file beside it is empty")
         else:
             words: tuple[Segment, ...] = (Text(caption),) if caption is not None else ()
-            yield Document(key=key, segments=(*words, Image(data, key)))
+            segments = (*words, Image(data, key))
+            yield Document(key=key, segments=segments, metadata=row.get("metadata", {}))
 
 
 def _wanted(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
@@ -149,14 +158,18 @@ def _rows(config: ImageFolderConfig) -> Iterator[dict[str, Any]]:
 
     place = open_place(config.path, where="image_folder")
     names = list(map(path_of, place.keys()))
-    captions = Captions(place, names, column=config.caption_column)
+    captions = Captions(
+        place, names, column=config.caption_column, metadata=config.metadata_columns
+    )
     images = sorted({name for name in names if _is_image(name)} | captions.named_files())
     for fault in captions.faults:
         yield {"key": fault.key, "reason": fault.reason, "detail": fault.detail}
     keys = [key_of(name) for name in images]
     for name, file in zip(images, place.marked(keys), strict=True):
         if isinstance(file, RawFile):
-            yield {"key": file.key, **_said(name, file, captions, place, config)}
+            said = captions.metadata_of(name)
+            along = {"metadata": said} if said else {}
+            yield {"key": file.key, **_said(name, file, captions, place, config), **along}
         else:
             yield {"key": file[0], "reason": "unreadable", "detail": file[1]}
 

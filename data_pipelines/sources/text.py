@@ -37,6 +37,9 @@ class TextConfig(Config):
     txt_documents: Literal["line", "file"] = "line"
     """What one document of a .txt file is."""
 
+    metadata_columns: tuple[str, ...] = ()
+    """Further keys or columns that go along as metadata, for filters of a mixture, where they are there."""
+
     max_document_bytes: int = Field(default=10 * 2**20, ge=1, le=2**31)
     """Longest document, in bytes of UTF-8 (in JSONL: of the line)."""
 
@@ -59,12 +62,15 @@ def list_shards(config: TextConfig) -> list[ShardDescriptor]:
     Raises:
         ArtifactError: Nothing is there, or nothing with a known ending, or a file cannot be read.
     """
-    rules = config.model_dump(mode="json", exclude={"path"})
+    rules = config.model_dump(mode="json", exclude={"path", "metadata_columns"})
+    columns = config.metadata_columns
+    metadata = identify("metadata", list(columns)) if columns else ""
     shards = []
     for file in open_place(config.path, where="text").files(SUFFIXES):
         mark = split_mark(file.mark)
         identity = identify("text", [file.key, mark.get("sha256", file.mark), rules])
-        shards.append(ShardDescriptor(identity=identity, spec={"path": file.key, **mark}))
+        spec = {"path": file.key, **mark}
+        shards.append(ShardDescriptor(identity=identity, spec=spec, metadata=metadata))
     return shards
 
 
@@ -85,13 +91,18 @@ def read(config: TextConfig, descriptor: ShardDescriptor) -> Iterator[Document |
     with open_place(config.path, where="text").open(key, mark_of(descriptor.spec)) as stream:
         if key.endswith(".parquet"):
             yield from read_parquet(
-                stream, key, column=config.text_column, max_bytes=config.max_document_bytes
+                stream,
+                key,
+                column=config.text_column,
+                metadata=config.metadata_columns,
+                max_bytes=config.max_document_bytes,
             )
         else:
             yield from read_rows(
                 stream,
                 key,
                 column=config.text_column if ".jsonl" in PurePosixPath(key).suffixes else None,
+                metadata=config.metadata_columns,
                 whole=config.txt_documents == "file",
                 max_bytes=config.max_document_bytes,
             )

@@ -1,14 +1,16 @@
 """Rows of text files, format by format: each row a document, or rejected with its file and line."""
 
 import json
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.documents import Document, Rejected, Text
+from data_pipelines.sources.cells import metadata_of
 from data_pipelines.sources.lines import BYTE_ORDER_MARK, UNPACKING, read_lines, unpacked
+from transfusion.config import JSON
 
 _ROWS_PER_BATCH = 1024
 _BUFFER_BYTES = 4 * 2**20
@@ -19,12 +21,19 @@ _UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupErro
 
 
 def read_rows(
-    stream: BinaryIO, key: str, *, column: str | None, whole: bool, max_bytes: int
+    stream: BinaryIO,
+    key: str,
+    *,
+    column: str | None,
+    metadata: Sequence[str] = (),
+    whole: bool,
+    max_bytes: int,
 ) -> Iterator[Document | Rejected]:
     """Rows of a line-based file, plain, gzipped or in Zstandard.
 
     Args:
         column: Key of the text in a JSONL object; None for plain text.
+        metadata: Keys of a JSONL object that go along.
         whole: Plain text only: the file is one document.
     """
     if whole and column is None:
@@ -36,11 +45,11 @@ def read_rows(
         elif column is None:
             yield _checked(f"{key}:{line[0]}", line[1])
         else:
-            yield _json_row(f"{key}:{line[0]}", line[1], column)
+            yield _json_row(f"{key}:{line[0]}", line[1], column, metadata)
 
 
 def read_parquet(
-    stream: BinaryIO, key: str, *, column: str, max_bytes: int
+    stream: BinaryIO, key: str, *, column: str, metadata: Sequence[str] = (), max_bytes: int
 ) -> Iterator[Document | Rejected]:
     """Rows of a Parquet file; one that cannot be read, from there on, is one rejected row."""
     row = 0
@@ -57,10 +66,16 @@ def read_parquet(
             if not _is_text(kind):
                 yield Rejected(key, "not_text", f"column {column!r} holds {kind}")
                 return
-            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[column]):
+            kept = [name for name in metadata if name in names]
+            wanted = list(dict.fromkeys([column, *kept]))
+            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=wanted):
                 # As bytes: a string column may hold what is no UTF-8.
-                for value in batch.column(0).cast(pa.large_binary()).to_pylist():
-                    yield _value(f"{key}:{row}", value, max_bytes)
+                values = batch.column(column).cast(pa.large_binary()).to_pylist()
+                others = [_plain(batch.column(name)) for name in kept]
+                for value, *said in zip(values, *others, strict=True):
+                    yield _value(
+                        f"{key}:{row}", value, max_bytes, dict(zip(kept, said, strict=True))
+                    )
                     row += 1
             if row != file.metadata.num_rows:
                 # pyarrow takes a page that claims fewer rows for the end of its row group.
@@ -81,7 +96,19 @@ def _whole(stream: BinaryIO, key: str, max_bytes: int) -> Document | Rejected:
     return _checked(key, data.removeprefix(BYTE_ORDER_MARK))
 
 
-def _json_row(row: str, line: bytes, column: str) -> Document | Rejected:
+def _plain(column: pa.Array) -> list[Any]:
+    """The values of a column; None for one that has no plain form, such as text that is no UTF-8."""
+    try:
+        return list(column.to_pylist())
+    except _UNREADABLE:
+        return (
+            [_plain(column[at : at + 1])[0] for at in range(len(column))]
+            if len(column) > 1
+            else [None]
+        )
+
+
+def _json_row(row: str, line: bytes, column: str, metadata: Sequence[str]) -> Document | Rejected:
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -98,20 +125,24 @@ def _json_row(row: str, line: bytes, column: str) -> Document | Rejected:
     if not isinstance(text, str):
         return Rejected(row, "not_text", f"{column!r} is a {type(text).__name__}")
     try:
-        return _checked(row, text.encode("utf-8"))
+        return _checked(row, text.encode("utf-8"), metadata_of(value, metadata))
     except UnicodeEncodeError as error:
         return Rejected(row, "lone_surrogate", f"at character {error.start}")
 
 
-def _value(row: str, value: bytes | None, max_bytes: int) -> Document | Rejected:
+def _value(
+    row: str, value: bytes | None, max_bytes: int, said: Mapping[str, Any]
+) -> Document | Rejected:
     if value is None:
         return Rejected(row, "null_text", "null")
     if len(value) > max_bytes:
         return Rejected(row, "too_long", f"more than {max_bytes} bytes")
-    return _checked(row, value)
+    return _checked(row, value, metadata_of(said, said))
 
 
-def _checked(row: str, data: bytes) -> Document | Rejected:
+def _checked(
+    row: str, data: bytes, metadata: Mapping[str, JSON] | None = None
+) -> Document | Rejected:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -120,7 +151,7 @@ def _checked(row: str, data: bytes) -> Document | Rejected:
         return Rejected(row, "nul_character", f"at character {text.index(chr(0))}")
     if not text.strip():
         return Rejected(row, "empty", "no character that is not white space")
-    return Document(key=row, segments=(Text(text),))
+    return Document(key=row, segments=(Text(text),), metadata=metadata or {})
 
 
 def _where(error: UnicodeDecodeError) -> str:

@@ -179,6 +179,22 @@ def test_adding_a_file_changes_one_group_and_leaves_the_others(tmp_path: Path) -
     assert len(set(much) - set(relabelled)) == 1
 
 
+def test_further_columns_go_along_and_leave_the_identity_as_it_is(tmp_path: Path) -> None:
+    for key in ("a.png", "b.png"):
+        _image(tmp_path, key)
+    rows = [{"file_name": "a.png", "text": "x", "score": 5}, {"file_name": "b.png", "text": "y"}]
+    _metadata("jsonl", tmp_path, rows)
+    plain = ImageFolderConfig(path=str(tmp_path))
+    along = ImageFolderConfig(path=str(tmp_path), metadata_columns=("score", "nothing"))
+    (before,), (after,) = list_shards(plain), list_shards(along)
+    assert [row.metadata for row in read(along, after)] == [{"score": 5}, {}]
+    assert [row.metadata for row in read(plain, before)] == [{}, {}]
+    assert after.identity == before.identity
+    _metadata("jsonl", tmp_path, [rows[0] | {"score": 6}, rows[1]])
+    (other,) = list_shards(along)
+    assert (other.identity, other.metadata == after.metadata) == (after.identity, False)
+
+
 def test_a_moved_folder_is_the_same_folder(tmp_path: Path) -> None:
     _image(tmp_path / "here", "a.png")
     (tmp_path / "here" / "a.txt").write_text("x")

@@ -221,6 +221,38 @@ def test_identity_follows_content_and_rules_and_not_the_place(tmp_path: Path) ->
     assert changed[1] != here[1]
 
 
+def test_further_columns_go_along_and_leave_the_identity_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a", "score": 0.5, "language": "de", "tags": ["x"], "n": 1},
+        {"text": "b", "score": None, "half": "\ud83d"},
+        {"text": "c", "score": "high"},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    latin = pa.array([b"de", b"caf\xe9"], pa.binary())
+    table = {
+        "score": [1, 2],
+        "text": ["d", "e"],
+        "language": pa.Array.from_buffers(pa.string(), 2, latin.buffers()),
+        "at": pa.array([0, 10**12], pa.timestamp("s")),
+    }
+    pq.write_table(pa.table(table), tmp_path / "b.parquet", use_dictionary=False)
+    columns = ("score", "language", "tags", "half", "at")
+    found = _rows(path=str(tmp_path), metadata_columns=columns)
+    assert _texts(found) == ["a", "b", "c", "d", "e"]
+    assert [row.metadata for row in found] == [
+        {"score": 0.5, "language": "de", "tags": '["x"]'},
+        {},
+        {"score": "high"},
+        {"score": 1, "language": "de", "at": "1970-01-01T00:00:00"},
+        {"score": 2},
+    ]
+    plain = list_shards(TextConfig(path=str(tmp_path)))
+    along = list_shards(TextConfig(path=str(tmp_path), metadata_columns=columns))
+    assert [shard.identity for shard in along] == [shard.identity for shard in plain]
+    assert {shard.metadata for shard in plain} == {""}
+    assert "" not in {shard.metadata for shard in along}
+
+
 def test_a_file_that_changed_after_listing_is_not_read_as_if_it_had_not(tmp_path: Path) -> None:
     place = tmp_path / "a.txt"
     place.write_text("one\n")
