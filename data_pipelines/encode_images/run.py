@@ -29,7 +29,6 @@ def run(
         config=config.shard_identity(),
         upstream={"autoencoder": autoencoder.digest},
     )
-    pool = context.resources.pool
     done = run_shards(
         context,
         tasks=tasks,
@@ -40,9 +39,7 @@ def run(
             config,
             store=context.store,
             pool=context.pool,
-            num_decoders=max(1, int(pool.cpus_per_actor)),
-            device="cuda" if pool.gpus_per_actor else "cpu",
-            compiled=pool.compile_encoder,
+            resources=context.resources.pool,
         ),
         unit="images encoded",
         launch=launch,

@@ -16,22 +16,19 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from data_pipelines.ahead import Ahead
-from data_pipelines.decoders import running_decoders
-from data_pipelines.encode_images.batches import Batch, BatchRow, micro_batches
+from data_pipelines.encode_images.batches import BatchRow
 from data_pipelines.encode_images.config import EncodeImagesConfig
+from data_pipelines.encode_images.decoding import BATCHES_AHEAD, SHARDS_AT_ONCE, decoding
 from data_pipelines.encode_images.encoder import Encoded, Encoder
-from data_pipelines.images import load_images
-from data_pipelines.preparation import Preparation
 from data_pipelines.shards import Measured, ShardTask
-from data_pipelines.sources.source import Listing, open_listing
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.latents import LATENTS_INDEX, LATENTS_RAW, LatentRow, latents_table
 from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool
 from transfusion.artifacts.shards import INDEX, REJECTS, ROWS, Reject, count_reasons, rejects_table
+from transfusion.stage import PoolResources
 from transfusion.storage.store import Store
 
-BATCHES_AHEAD = 2
 BATCHES_BEHIND = 2
 
 
@@ -43,9 +40,9 @@ class Staged(NamedTuple):
 
 
 class EncodeShard:
-    """Holds one encoder and some decoders."""
+    """Holds one encoder, and what decodes for it."""
 
-    shards_at_once = 2
+    shards_at_once = SHARDS_AT_ONCE
 
     def __init__(
         self,
@@ -55,13 +52,15 @@ class EncodeShard:
         *,
         store: Store,
         pool: str,
-        num_decoders: int,
-        device: str,
-        compiled: bool = False,
+        resources: PoolResources,
     ) -> None:
-        self._listing = open_listing(listing)
-        self._encoder = Encoder(autoencoder, config, device=device, compiled=compiled)
-        self._config, self._num_decoders = config, num_decoders
+        self._decoding = decoding(listing, config, resources)
+        self._encoder = Encoder(
+            autoencoder,
+            config,
+            device="cuda" if resources.gpus_per_actor else "cpu",
+            compiled=resources.compile_encoder,
+        )
         self._pool = ShardPool(store, pool)
         self._turn = threading.Lock()
         self._turn_ended: float | None = None
@@ -90,7 +89,7 @@ class EncodeShard:
         return Measured(record, busy_s=done.busy_s, span_s=span_s)
 
     def _decoded(self, task: ShardTask) -> Iterator[Staged | Reject]:
-        for batch in decode_shard(self._listing, task, self._config, self._num_decoders):
+        for batch in self._decoding.batches(task.descriptor):
             if isinstance(batch, Reject):
                 yield batch
             else:
@@ -140,15 +139,3 @@ class _Done:
                     phash=facts.phash,
                 )
             )
-
-
-def decode_shard(
-    listing: Listing, task: ShardTask, config: EncodeImagesConfig, num_decoders: int
-) -> Iterator[Batch | Reject]:
-    """The batches of a shard."""
-    images = load_images(
-        listing.read(task.descriptor),
-        preparation=Preparation(config.limits, config.sizes_px, config.jpeg_draft),
-        decoders=running_decoders(num_decoders),
-    )
-    return micro_batches(images, config.micro_batch)

@@ -19,7 +19,7 @@ from transfusion.artifacts.publish import publish_folder
 from transfusion.autoencoder.autoencoder import Autoencoder, Posterior, build_network, save_network
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.statistics import LatentStatistics
-from transfusion.stage import Made
+from transfusion.stage import Made, PoolResources
 from transfusion.storage.store import open_store
 
 MICRO_BATCH = 32
@@ -70,8 +70,7 @@ def _shards(
         EncodeImagesConfig(image_size_px=size_px, micro_batch=min(count, MICRO_BATCH)),
         store=open_store(str(root)),
         pool="pool",
-        num_decoders=1,
-        device="cpu",
+        resources=PoolResources(),
     )
     if name.startswith("stub"):
         worker._encoder._autoencoder.encode = _Stub()  # type: ignore[method-assign, assignment]

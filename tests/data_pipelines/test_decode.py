@@ -16,6 +16,7 @@ from data_pipelines.decode import (
     decode,
     decode_image,
 )
+from tests.data_pipelines.test_perceptual_hash import picture
 from tests.hostile import HostileImage, bad_images, corners, good_images, quadrant_pixels
 
 LIMITS = DecodeLimits()
@@ -104,6 +105,44 @@ def test_the_crop_is_centred_and_the_size_asked_for() -> None:
     small = center_crop_resize(wide, 32)
     assert small.shape == (32, 32, 3)
     assert corners(small) == corners(quadrant_pixels())
+
+
+def jpeg(side_px: int, orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = io.BytesIO()
+    pixels = picture(3, side_px)[: side_px * 3 // 4]
+    Image.fromarray(pixels).save(data, "JPEG", quality=92, exif=exif)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(64, 64), (48, 96), (96, 48)])
+def test_a_draft_gives_nearly_the_same_crop(size: tuple[int, int], orientation: int) -> None:
+    data = jpeg(512, orientation)
+    whole, draft = decode(data, LIMITS), decode(data, LIMITS, draft_sizes_px=[size])
+    assert draft.original == whole.original == whole.pixels.shape[:2]
+    assert whole.pixels.shape[0] / draft.pixels.shape[0] in (2, 4)
+    exact = center_crop_resize(whole.pixels, size).astype(float)
+    near = center_crop_resize(draft.pixels, size).astype(float)
+    psnr_db = 10 * np.log10(255**2 / np.square(exact - near).mean())
+    assert psnr_db > 32
+
+
+def test_a_draft_keeps_every_pixel_that_the_crop_needs() -> None:
+    for size, scale in (
+        ((384, 384), 1),
+        ((200, 200), 1),
+        ((192, 192), 2),
+        ((96, 96), 4),
+        ((97, 97), 2),
+    ):
+        draft = decode(jpeg(512), LIMITS, draft_sizes_px=[size])
+        assert draft.pixels.shape == (384 // scale, 512 // scale, 3)
+    png = next(image.data for image in good_images() if image.name == "plain.png")
+    assert np.array_equal(
+        decode(png, LIMITS, draft_sizes_px=[(16, 16)]).pixels, decode(png, LIMITS).pixels
+    )
 
 
 def test_shrinking_averages_instead_of_skipping_pixels() -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_pipelines.encode_images.shard import EncodeShard
 from data_pipelines.perceptual_hash import perceptual_hash
-from data_pipelines.shards import in_process
+from data_pipelines.shards import in_process, on_ray
+from tests.hostile import write_images
 from tests.pipeline import make, make_autoencoder
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.latents import LATENTS_INDEX, LatentRow, latent_rows
@@ -21,6 +22,7 @@ from transfusion.artifacts.shards import index_entries, read_rejects, row_entrie
 from transfusion.artifacts.tables import load_table
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.errors import ArtifactError
+from transfusion.stage import PoolResources, Resources
 
 ENCODE = "data_pipelines.encode_images"
 SHAPES = "data_pipelines.sources.shapes"
@@ -224,3 +226,27 @@ def test_a_shard_that_fails_is_tried_again_and_then_named(
     monkeypatch.setattr(EncodeShard, "make", broken)
     with pytest.raises(ArtifactError, match=r"shard shapes:.*the disk is gone"):
         encode(root, images, micro_batch=2)
+
+
+@pytest.mark.ray
+def test_decoding_in_an_actor_of_its_own_comes_to_the_same_bytes(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = encode(tmp_path / "here", shapes(tmp_path / "here"))
+    split = PoolResources(num_actors=1, decoding="split", decode_cpus=1)
+    monkeypatch.setattr("tests.pipeline.Resources", lambda: Resources(pool=split))
+    there = encode(tmp_path / "there", shapes(tmp_path / "there"), launch=on_ray)
+    assert there.manifest.digest == here.manifest.digest
+    files = [{f.name: f.sha256 for f in a.manifest.content.files} for a in (here, there)]
+    assert files[0] == files[1]
+    assert there.manifest.timings["encoder busy share"] > 0
+
+
+def test_what_decoders_lost_or_guessed_is_counted_in_the_manifest(tmp_path: Path) -> None:
+    place = tmp_path / "images"
+    write_images(place)
+    images = make(tmp_path / "store", "data_pipelines.sources.image_folder", {"path": str(place)})
+    latents = encode(tmp_path / "store", images)
+    assert latents.manifest.content.metrics == {
+        "notes.broken_icc": 1, "notes.first_frame": 4, "notes.range_guessed": 2,
+    }  # fmt: skip

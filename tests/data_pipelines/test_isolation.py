@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data_pipelines.encode_images.shard as encode_shard
+import data_pipelines.encode_images.decoding as decoding
 from data_pipelines.decode import Reject
 from data_pipelines.decoders import Decoders
 from data_pipelines.documents import Document
@@ -181,7 +181,7 @@ def encode(root: Path, place: Path) -> Artifact:
 def test_a_shard_with_a_hostile_image_loses_that_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
 ) -> None:
-    monkeypatch.setattr(encode_shard, "Preparation", HostilePreparation)
+    monkeypatch.setattr(decoding, "Preparation", HostilePreparation)
     latents = encode(tmp_path / "store", hostile_folder(tmp_path / "images", fault))
     outcomes = latents.manifest.content.outcomes
     assert outcomes is not None
@@ -193,6 +193,6 @@ def test_a_shard_with_a_hostile_image_loses_that_image(
 def test_a_fault_of_the_program_fails_the_shard_and_names_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode_shard, "Preparation", HostilePreparation)
+    monkeypatch.setattr(decoding, "Preparation", HostilePreparation)
     with pytest.raises(ArtifactError, match=r"(?s)LookupError: no such thing.*05\.png"):
         encode(tmp_path / "store", hostile_folder(tmp_path / "images", "bug"))
