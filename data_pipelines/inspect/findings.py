@@ -117,7 +117,8 @@ class _Spread:
 def _document(found: Findings, document: Document) -> tuple[list[str], list[Tile]]:
     """Counts a document; its lines and tiles."""
     found.num_documents += 1
-    found.missing_images += int(str(document.metadata.get("missing_images", 0)))
+    missing = document.metadata.get("missing_images")
+    found.missing_images += missing if isinstance(missing, int) else 0
     kinds = ["text" if isinstance(segment, Text) else "image" for segment in document.segments]
     found.shapes[_made_of(kinds)] += 1
     lines: list[str] = []

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from posixpath import basename, splitext
@@ -110,8 +111,7 @@ def _into(look: Look, key: str) -> Look:
     if key.endswith(TAR_SUFFIXES):
         rows, members = _tar_head(look.place, key)
     elif key.endswith(".csv"):
-        text = look.place.peek(key, _CSV_BYTES).decode("utf-8-sig", "replace")
-        rows = [dict(row) for row in islice(csv.DictReader(io.StringIO(text)), _NUM_ROWS)]
+        rows = csv_head(look.place, key, num_rows=_NUM_ROWS)
     else:
         types, rows = _rows_head(look.place, key)
     names = dict.fromkeys([*types, *(name for row in rows for name in row if name is not None)])
@@ -139,6 +139,15 @@ def _rows_head(place: Place, key: str) -> tuple[dict[str, str], list[Mapping[str
     rows = read_rows(place, key, file.mark, columns=list(types))
     head = [row for row in islice(rows, _NUM_ROWS) if isinstance(row, Row | Rejected)]
     return types, [row.values for row in head if isinstance(row, Row)]
+
+
+def csv_head(place: Place, key: str, *, num_rows: int) -> list[Mapping[str, Any]]:
+    """The first rows of a CSV file, as far as they can be read."""
+    text = place.peek(key, _CSV_BYTES).decode("utf-8-sig", "replace")
+    rows: list[Mapping[str, Any]] = []
+    with suppress(csv.Error):  # the source says so when it reads the sample
+        rows.extend(islice(csv.DictReader(io.StringIO(text, newline="")), num_rows))
+    return rows
 
 
 def _tar_head(place: Place, key: str) -> tuple[list[Mapping[str, Any]], "Counter[str]"]:

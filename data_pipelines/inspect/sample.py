@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from data_pipelines.documents import Document, Rejected
-from data_pipelines.inspect.look import TAR_SUFFIXES, TEXT_SUFFIXES, Look, marked, spread
+from data_pipelines.inspect.look import TAR_SUFFIXES, TEXT_SUFFIXES, Look, csv_head, marked, spread
 from data_pipelines.sources.files import path_of
 from data_pipelines.sources.image_folder import IMAGE_SUFFIXES, METADATA_NAMES
 from data_pipelines.sources.lines import read_lines
@@ -24,7 +24,7 @@ from data_pipelines.sources.places import Place, RawFile, read_ahead
 from data_pipelines.sources.row_files import JSONL_SUFFIXES, MAX_LINE_BYTES, PARQUET_SUFFIXES
 from data_pipelines.sources.source import SOURCES, source_module
 from transfusion.config import validate
-from transfusion.errors import SpecError
+from transfusion.errors import ArtifactError, SpecError
 
 NUM_FILES = 3
 """Files that a sample is taken from, where they have rows enough."""
@@ -120,9 +120,12 @@ def _copy_head(place: Place, key: str, target: Path, *, num_rows: int) -> None:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            with pq.ParquetFile(stream) as file:
-                batches = islice(file.iter_batches(batch_size=num_rows), 1)
-                pq.write_table(pa.Table.from_batches(batches, file.schema_arrow), target)
+            try:
+                with pq.ParquetFile(stream) as file:
+                    batches = islice(file.iter_batches(batch_size=num_rows), 1)
+                    pq.write_table(pa.Table.from_batches(batches, file.schema_arrow), target)
+            except (pa.ArrowException, OSError) as error:
+                raise ArtifactError(f"{place.url}/{key}: cannot be read: {error}") from error
             return
         lines: list[bytes] = []
         for line in islice(read_lines(stream, key, max_bytes=MAX_LINE_BYTES), num_rows):
@@ -142,7 +145,7 @@ def _fill_folder(look: Look, folder: Path, *, num_rows: int) -> None:
         target = folder / path_of(key)
         target.parent.mkdir(parents=True, exist_ok=True)
         rows = _metadata_head(look.place, key, target, num_rows=-(-most // min(len(metadata), 3)))
-        named = (normpath(join(dirname(key), row.get("file_name") or "")) for row in rows)
+        named = (normpath(join(dirname(key), str(row.get("file_name")))) for row in rows)
         wanted += [name for name in named if name in there]
     if not metadata:
         for key in spread(look.having(IMAGE_SUFFIXES), most):
@@ -155,18 +158,20 @@ def _metadata_head(
     place: Place, key: str, target: Path, *, num_rows: int
 ) -> Sequence[Mapping[str, Any]]:
     """Writes the first rows of a metadata file and says what they hold."""
-    import csv
-
     if key.endswith(".csv"):
-        lines = place.peek(key, 1 << 20).decode("utf-8-sig", "replace").splitlines(keepends=True)
-        target.write_text("".join(lines[: num_rows + 1]), encoding="utf-8")
-        with target.open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+        lines = place.peek(key, 1 << 20).splitlines(keepends=True)
+        target.write_bytes(b"".join(lines[: num_rows + 1]))
+        return csv_head(place, key, num_rows=num_rows)
     _copy_head(place, key, target, num_rows=num_rows)
     if key.endswith(PARQUET_SUFFIXES):
         import pyarrow.parquet as pq
 
-        return list(pq.read_table(target).to_pylist())
+        try:
+            return list(pq.read_table(target).to_pylist())
+        except UnicodeDecodeError as error:
+            raise ArtifactError(
+                f"{place.url}/{key}: holds text that is no UTF-8: {error}"
+            ) from error
     found = []
     for line in target.read_bytes().split(b"\n"):
         with contextlib.suppress(ValueError, RecursionError):  # the source tells of it

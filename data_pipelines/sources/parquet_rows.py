@@ -6,7 +6,8 @@ the calendar) rejects its row (`unreadable_value`).
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from contextlib import contextmanager
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,11 +38,20 @@ def read_parquet_rows(
         ArtifactError: It is no Parquet file, lacks a column, or its columns do not fit together.
     """
     with _open(stream, url) as file:
-        _check(file, file.schema_arrow.names, url=url, columns=columns)
+        _check(file.schema_arrow.names, url=url, columns=columns)
         first = 0
-        for group in range(file.num_row_groups):
-            yield from _read_group(file, group, key, url=url, first=first, columns=columns)
-            first += file.metadata.row_group(group).num_rows
+        for number, group in enumerate(_groups(file, url)):
+            batches = file.iter_batches(
+                batch_size=group.rows_per_batch, row_groups=[number], columns=columns
+            )
+            yield from _read_group(
+                batches,
+                key,
+                where=f"{url}: row group {number}",
+                first=first,
+                end=first + group.num_rows,
+            )
+            first += group.num_rows
 
 
 def column_types(stream: BinaryIO, *, url: str) -> dict[str, str]:
@@ -54,18 +64,29 @@ def column_types(stream: BinaryIO, *, url: str) -> dict[str, str]:
         return {field.name: str(field.type) for field in file.schema_arrow}
 
 
-def _open(stream: BinaryIO, url: str) -> pq.ParquetFile:
+class _Group(NamedTuple):
+    num_rows: int
+    rows_per_batch: int
+
+
+@contextmanager
+def _as_broken(url: str) -> Iterator[None]:
+    """Whatever is raised on reading a footer says that the file is broken."""
     try:
-        file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=_BUFFER_BYTES)
-        assert (
-            file.schema_arrow is not None
-        )  # it is converted when it is asked for, and may be broken
+        yield
     except (*_UNREADABLE, OSError) as error:
         raise ArtifactError(f"{url}: is no readable Parquet file: {_told(error)}") from error
-    return file
 
 
-def _check(file: pq.ParquetFile, names: list[str], *, url: str, columns: Sequence[str]) -> None:
+def _open(stream: BinaryIO, url: str) -> pq.ParquetFile:
+    with _as_broken(url):
+        file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=_BUFFER_BYTES)
+        # Converted when it is asked for, here first.
+        assert file.schema_arrow is not None
+        return file
+
+
+def _check(names: list[str], *, url: str, columns: Sequence[str]) -> None:
     missing = [name for name in columns if name not in names]
     if missing:
         raise ArtifactError(
@@ -75,66 +96,60 @@ def _check(file: pq.ParquetFile, names: list[str], *, url: str, columns: Sequenc
     twice = [name for name in columns if names.count(name) > 1]
     if twice:
         raise ArtifactError(f"{url}: two columns are called {twice[0]!r}; rename one")
-    metadata = file.metadata
-    groups = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-    if metadata.num_rows != sum(group.num_rows for group in groups) or any(
-        group.column(at).num_values < group.num_rows
-        for group in groups
-        for at in range(group.num_columns)
-    ):
-        raise ArtifactError(f"{url}: is no readable Parquet file: its footer contradicts itself")
+
+
+def _groups(file: pq.ParquetFile, url: str) -> list[_Group]:
+    """What the footer says of the row groups.
+
+    Columns are not asked: of a damaged footer pyarrow 26 ends the process there (an uncaught C++ exception).
+    """
+    groups = []
+    with _as_broken(url):
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            mean = max(1, group.total_byte_size // max(1, group.num_rows))
+            most = max(1, min(_MOST_ROWS, BATCH_BYTES // mean))
+            groups.append(_Group(group.num_rows, most))
+        if file.metadata.num_rows != sum(group.num_rows for group in groups):
+            raise ValueError("the footer contradicts itself")
+    return groups
 
 
 def _read_group(
-    file: pq.ParquetFile, group: int, key: str, *, url: str, first: int, columns: Sequence[str]
+    batches: Iterator[pa.RecordBatch], key: str, *, where: str, first: int, end: int
 ) -> Iterator[Row | Rejected]:
-    """The rows of one row group, the first of which has the number `first`.
+    """The rows of one row group, which have the numbers from `first` up to `end`.
 
     Raises:
         ArtifactError: There are fewer than the footer says, or the columns differ in length.
     """
-    number, end = first, first + file.metadata.row_group(group).num_rows
+    number = first
     try:
-        for batch in file.iter_batches(
-            batch_size=_rows_per_batch(file, group, columns), row_groups=[group], columns=columns
-        ):
+        for batch in batches:
             for values in _plain(batch):
-                where = f"{key}:{number}"
+                row = f"{key}:{number}"
                 number += 1
                 if isinstance(values, str):
-                    yield Rejected(where, "unreadable_value", values)
+                    yield Rejected(row, "unreadable_value", values)
                 else:
-                    yield Row(where, values)
+                    yield Row(row, values)
     except OSError as error:
-        detail = f"row group {group} cannot be read from row {number} on: {_told(error)}"
         for lost in range(number, end):
+            detail = f"from row {number} to {end - 1}: {_told(error)}"
             yield Rejected(f"{key}:{lost}", "broken_parquet", detail)
     except pa.ArrowException as error:
-        raise _shifted(url, group, _told(error)) from error
+        raise _shifted(where, _told(error)) from error
     else:
         if number != end:
-            raise _shifted(url, group, f"{number - first} rows of {end - first}")
+            raise _shifted(where, f"{number - first} rows of {end - first}")
 
 
-def _shifted(url: str, group: int, found: str) -> ArtifactError:
+def _shifted(where: str, found: str) -> ArtifactError:
     """A damaged page header makes a reader pass over the page: that column's rows no longer meet the others'."""
     return ArtifactError(
-        f"{url}: row group {group} is damaged ({found}): columns may be shifted against each other, and none of "
-        "its rows can be trusted; write the file anew"
+        f"{where} is damaged ({found}): columns may be shifted against each other, and none of its rows can be "
+        "trusted; write the file anew"
     )
-
-
-def _rows_per_batch(file: pq.ParquetFile, group: int, columns: Sequence[str]) -> int:
-    metadata = file.metadata.row_group(group)
-    size_bytes = 0
-    for at in range(metadata.num_columns):
-        column = metadata.column(at)
-        if any(
-            column.path_in_schema == c or column.path_in_schema.startswith(f"{c}.") for c in columns
-        ):
-            size_bytes += column.total_uncompressed_size
-    mean = max(1, size_bytes // max(1, metadata.num_rows))
-    return max(1, min(_MOST_ROWS, BATCH_BYTES // mean))
 
 
 def _plain(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:

@@ -165,6 +165,10 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"<html>404</html>" * 9)
     with pytest.raises(ArtifactError, match=r"a\.parquet: is no readable Parquet"):
         rows_of("parquet_images", path=str(tmp_path))
+    path = _write(tmp_path / "b.parquet", {"image": [b"x"], "text": ["y"]})
+    path.write_bytes(path.read_bytes().replace(b"image", b"im\xe5ge"))
+    with pytest.raises(ArtifactError, match=r"b\.parquet: is no readable Parquet"):
+        rows_of("parquet_images", path=str(path))
     with pytest.raises(ArtifactError, match="no such file or folder"):
         rows_of("parquet_images", path=str(tmp_path / "none"))
 
