@@ -92,6 +92,14 @@ def test_the_report_is_one_file_that_needs_no_other(smoke) -> None:
     assert "http://" not in page.replace("http://www.w3.org/", "")
 
 
+def test_training_says_how_long_each_step_waited_for_data(smoke) -> None:
+    rows = map(json.loads, artifact(smoke, "train").read("metrics.jsonl").splitlines())
+    timings = [row["timing"] for row in rows if row["kind"] == "train"]
+    assert timings
+    assert all(0 <= timing["data_s"] <= timing["step_s"] for timing in timings)
+    assert "Waiting for data: " in artifact(smoke, "report").read("report.html").decode()
+
+
 def test_show_tells_status_and_metrics_as_json(smoke) -> None:
     stages = json.loads(json.dumps(job_status(SMOKE, [smoke[0]])))["stages"]
     assert {stage["status"] for stage in stages.values()} == {"cached"}

@@ -104,7 +104,7 @@ def test_a_batch_does_not_depend_on_what_was_read_before(
 def test_memory_is_bounded_over_many_shards(tmp_path: Path) -> None:
     mixture = make_plan(
         tmp_path / "store",
-        num_pairs=1_000,
+        num_pairs=600,
         num_texts=20,
         latent=(8, 32, 32),
         rows_per_shard=25,
@@ -113,11 +113,11 @@ def test_memory_is_bounded_over_many_shards(tmp_path: Path) -> None:
         sequence_length=4096,
         sequences_per_micro_batch=1,
         lanes=1,
-        num_steps=67,
-        shuffle_window=100,
+        num_steps=40,
+        shuffle_window=50,
     )  # fmt: skip
-    assert len(row_entries(mixture.input("latents"))) == 40
-    latents_bytes = 1_000 * 2 * 2 * 8 * 32 * 32
+    assert len(row_entries(mixture.input("latents"))) == 24
+    latents_bytes = 600 * 2 * 2 * 8 * 32 * 32
 
     def peak_bytes(cache_bytes: int) -> int:
         """Of what was read and is kept, and of what numpy made of it."""
@@ -133,9 +133,9 @@ def test_memory_is_bounded_over_many_shards(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
 
-    assert peak_bytes(128 * MIB) > latents_bytes
+    assert peak_bytes(64 * MIB) > latents_bytes
     # The cache, half as much of batches that wait, and what four threads are at.
-    assert peak_bytes(6 * MIB) < 20 * MIB < latents_bytes
+    assert peak_bytes(3 * MIB) < 10 * MIB < latents_bytes
 
 
 def test_a_cache_loads_once_what_threads_ask_for_together_and_keeps_what_was_used_last() -> None:
@@ -190,3 +190,19 @@ def test_a_load_that_fails_is_told_to_all_and_tried_again() -> None:
         with pytest.raises(OSError, match="gone"):
             cache.get("a", fail)
     assert cache.get("a", lambda: ("A", 1)) == "A"
+
+
+def test_a_cache_too_small_for_the_shuffle_window_is_told_once(
+    mixture: Artifact, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(cache_bytes: int) -> int:
+        caplog.clear()
+        for _ in range(2):
+            reader = MixtureReader(mixture, seed=5, cache_bytes=cache_bytes, threads=1)
+            for step in range(STEPS):
+                for lane in range(LANES):
+                    reader.micro_batch(step, lane)
+        return sum("smaller shuffle_window" in record.message for record in caplog.records)
+
+    assert told(64 * MIB) == 0
+    assert told(50_000) == 2

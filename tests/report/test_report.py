@@ -130,6 +130,11 @@ def test_verdicts_are_counted_over_all_samples_and_shown_on_those_that_fit(
     assert "the first" in page
 
 
+def test_the_time_that_training_waited_for_data_is_told(page: str) -> None:
+    # 4 ms of each step of 160 ms.
+    assert "Waiting for data: 2.50% of the time of all steps." in page
+
+
 def test_images_and_points_are_bounded(tmp_path: Path) -> None:
     made = make_run(open_store(str(tmp_path / "store")), tmp_path / "scratch", steps=2000)
     config = ReportConfig(max_images=30, max_points=50)

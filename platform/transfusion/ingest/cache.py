@@ -16,8 +16,9 @@ class Cache:
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes, self.bytes = max_bytes, 0
-        self.loads = self.loaded_bytes = 0
-        """How often, and how much in all, was read."""
+        self.loads = self.reloads = 0
+        """How often something was read, and how often again what one of eight times the size would have kept."""
+        self._gone: dict[Hashable, None] = {}
         self._kept: dict[Hashable, _Kept] = {}
         self._loading: dict[Hashable, Future[Any]] = {}
         self._lock = threading.Lock()
@@ -58,12 +59,17 @@ class Cache:
         self._kept[key] = _Kept(value, size, self._uses)
         self.bytes += size
         self.loads += 1
-        self.loaded_bytes += size
+        if key in self._gone:
+            self.reloads += 1
+            del self._gone[key]
         if self.bytes <= self.max_bytes:
             return
         # The newest stays, whatever its size: it is about to be used.
         for oldest in sorted(self._kept, key=lambda kept: self._kept[kept].used)[:-1]:
             self.bytes -= self._kept.pop(oldest).size
+            self._gone[oldest] = None
+            while len(self._gone) > 7 * len(self._kept):
+                del self._gone[next(iter(self._gone))]
             if self.bytes <= self.max_bytes:
                 return
 

@@ -5,6 +5,7 @@ epoch and the document alone: the same for any number of workers, and after any 
 """
 
 import bisect
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,12 +28,17 @@ from transfusion.sequence.document import Document, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
 
+log = logging.getLogger(__name__)
+
 STEPS_AHEAD = 4
 """How many batches of a lane are begun before they are asked for: a slow read hides behind the others."""
 
 THREADS = 4
 """That make batches. They work as fast as batches are taken, so more of them cost nothing; two feed any model
 on one GPU, and the others wait for reads."""
+
+_ENOUGH_LOADS = 200
+"""Before it is said that the cache is too small."""
 
 
 class MixtureReader:
@@ -70,6 +76,7 @@ class MixtureReader:
         self._patches = (height, width)
         self._seed, self._objective = seed, objective
         self.cache = Cache(cache_bytes)
+        self._warned = False
         self.plan = PlanReader(mixture, self.mixture, self.cache)
         self._sources: list[SourceReader] = []
         self._first_shards: list[int] = []
@@ -148,8 +155,20 @@ class MixtureReader:
         return found
 
     def _make(self, step: int, lane: int) -> PackedBatch:
+        if self.cache.loads > _ENOUGH_LOADS and self.cache.reloads > self.cache.loads // 2:
+            self._warn_of_reloads()
         sequences = self.plan.sequences(step, lane)
         return self._batch(sequences, seed=self._seed, drop=self.mixture.caption_drop)
+
+    def _warn_of_reloads(self) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning(
+                "most of what is read was read shortly before: the shuffle windows of this worker's lanes do "
+                "not fit the %d MiB that are kept; give the run more workers, which have fewer lanes each, or "
+                "the mixture a smaller shuffle_window",
+                self.cache.max_bytes // 2**20,
+            )
 
     def _batch(
         self, sequences: Sequence[Sequence[Piece]], *, seed: int, drop: float

@@ -102,6 +102,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
         "autoencoder_charts": _autoencoder_charts(inputs.get("autoencoder"), config.max_points),
         "rate_charts": rate_charts(training, config.max_points),
         "split": step_split(training),
+        "data_share": data_share(training),
         "mixture": read_statistics(mixture),
         "stages": made,
         "total_s": sum(one.manifest.timings["seconds"] for one in made),
@@ -169,6 +170,14 @@ def step_split(metrics: Metrics) -> list[tuple[str, float]]:
         for name, curve in metrics.timing.items()
         if name.endswith("_s") and not name.endswith("_per_s") and name != "step_s"
     ]
+
+
+def data_share(metrics: Metrics) -> float | None:
+    """Part of the time of all steps that training waited for its batches; None where it was not measured."""
+    waited, whole = (
+        sum(point.value for point in metrics.timing.get(name, ())) for name in ("data_s", "step_s")
+    )
+    return waited / whole if whole and "data_s" in metrics.timing else None
 
 
 def summarise(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
