@@ -191,6 +191,7 @@ def run_shards(
     for record in records.values():
         tally.found(record)
     missing = [task for task in tasks if task.key not in records]
+    missing = missing or _damaged(context, pool, tasks, records)
     if not missing:
         context.log.info(f"{what}: all {len(tasks):,} shards cached, 0 {unit}")
         return ShardRun(tasks, records, {}, {unit: 0.0})
@@ -220,13 +221,36 @@ def run_shards(
             if len(quarantined) > max_quarantined:
                 raise ArtifactError(f"{context.name}: {_told(quarantined)}")
             missing = [f.task for f in failed if f not in lost]
+            missing = missing or _damaged(context, pool, tasks, records)
             if not missing:
                 break
+            if not failed:
+                continue
             error = f"shard {failed[0].task.descriptor.identity}: {failed[0].error}; trying again"
             context.log.warning(f"attempt {attempt} of {MAX_ATTEMPTS}: {error}")
+        else:
+            raise ArtifactError(
+                f"{context.name}: {len(missing):,} shards lost data while others were made; find out what "
+                f"deletes below {context.store.url(context.pool)} (a lifecycle rule?), then run it again"
+            )
     if quarantined:
         context.log.warning(f"going on without {len(quarantined):,} shards: {_told(quarantined)}")
     return ShardRun(tasks, records, quarantined, tally.timings())
+
+
+def _damaged(
+    context: StageContext,
+    pool: ShardPool,
+    tasks: Sequence[ShardTask],
+    records: dict[str, ShardRecord],
+) -> list[ShardTask]:
+    """Shards of which data were deleted or cut short behind their records; those are taken back."""
+    damaged = pool.withdraw_damaged(records.values())
+    if damaged:
+        context.log.warning(f"{len(damaged):,} shards have lost data: they are made again")
+    for key in damaged:
+        del records[key]
+    return [task for task in tasks if task.key in damaged]
 
 
 def _told(quarantined: Mapping[str, str]) -> str:

@@ -81,26 +81,26 @@ def test_a_page_is_not_believed_over_the_listing_nor_when_it_was_altered(tmp_pat
     assert pool.finished(records) == {key: records[key] for key in (second, third)}
 
 
-@pytest.mark.parametrize("paged", [True, False])
+@pytest.mark.parametrize("many", [1, 1000])
 @pytest.mark.parametrize("damage", ["deleted", "cut short"])
-def test_a_shard_whose_data_are_not_whole_is_not_finished_and_made_again(
-    tmp_path: Path, damage: str, paged: bool
+def test_a_shard_whose_data_are_not_whole_is_taken_back_and_made_again(
+    tmp_path: Path, damage: str, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pool_module, "MANY", many)
     store = open_store(str(tmp_path))
     pool, records = fill(store, 3)
-    if paged:
-        pool.keep(list(records.values()))
-    broken = key_of(1)
-    path = records[broken].files[0].path
-    store.delete(path)
-    if damage == "cut short":
-        store.write(path, b"PAR1")
-    assert set(pool.finished(records)) == set(records) - {broken}
-    if damage == "cut short":
+    assert pool.withdraw_damaged(records.values()) == set()
+    path = records[key_of(1)].files[0].path
+    if damage == "deleted":
         store.delete(path)
+    else:
+        store.write(path, b"PAR1")
+    assert pool.withdraw_damaged(records.values()) == {key_of(1)}
+    assert set(pool.finished(records)) == set(records) - {key_of(1)}
     _, again = fill(store, 3)
     assert again == records
     assert pool.finished(records) == records
+    assert pool.withdraw_damaged(records.values()) == set()
 
 
 def test_of_two_attempts_that_differ_the_first_stands(tmp_path: Path) -> None:

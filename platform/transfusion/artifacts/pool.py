@@ -27,6 +27,9 @@ PAGE_RECORDS = 1024
 PARALLEL = 16
 """Requests side by side."""
 
+MANY = 512
+"""From so many files on, a listing of all is cheaper than asking for each."""
+
 USED = "used"
 """An object that every run writes anew: its age is that of the pool's last use."""
 
@@ -63,36 +66,51 @@ class ShardPool:
         self.folder = folder
 
     def finished(self, keys: Iterable[str]) -> dict[str, ShardRecord]:
-        """Records of those shards that are done and whose data lie there in full size, in the order of the keys.
+        """Records of those shards that are done, in the order of the keys.
 
-        Marks the pool as used, before it looks: `gc` leaves a used pool alone.
+        Marks the pool as used before it looks: `gc` leaves a used pool alone.
         """
         self.store.write(f"{self.folder}/{USED}", b"a run began here\n")
         there = self._there()
         wanted = {key: there[key] for key in keys if key in there}
         if not wanted:
             return {}
-        sizes = {
-            entry.path: entry.size_bytes for entry in self.store.list_fanned(f"{self.folder}/data")
-        }
-
-        def whole(record: ShardRecord) -> bool:
-            return all(sizes.get(file.path) == file.bytes for file in record.files)
-
         records = {
             record.key: record
             for _, page in self.pages()
             for record in page
-            if record.key in wanted and whole(record)
+            if record.key in wanted
         }
         single = [key for key in wanted if key not in records]
         with ThreadPoolExecutor(PARALLEL) as threads:
-            for record in threads.map(lambda key: self._read(wanted[key]), single):
-                if whole(record):
-                    records[record.key] = record
-        if len(single) >= PAGE_RECORDS // 4:
-            self.keep([records[key] for key in single if key in records])
-        return {key: records[key] for key in wanted if key in records}
+            read = list(threads.map(lambda key: self._read(wanted[key]), single))
+        if len(read) >= PAGE_RECORDS // 4:
+            self.keep(read)
+        records |= {record.key: record for record in read}
+        return {key: records[key] for key in wanted}
+
+    def withdraw_damaged(self, records: Iterable[ShardRecord]) -> set[str]:
+        """Takes back the records of which data are gone or cut short, and says which: they are to be made again.
+
+        To be asked before an artifact is published: what it lists is there then, whatever was deleted meanwhile.
+        """
+        sizes: Mapping[str, int | None]
+        kept = list(records)
+        paths = [file.path for record in kept for file in record.files]
+        if len(paths) < MANY:
+            with ThreadPoolExecutor(PARALLEL) as threads:
+                sizes = dict(zip(paths, threads.map(self.store.size, paths), strict=True))
+        else:
+            found = self.store.list_fanned(f"{self.folder}/data")
+            sizes = {entry.path: entry.size_bytes for entry in found}
+        damaged = {
+            record.key
+            for record in kept
+            if any(sizes.get(file.path) != file.bytes for file in record.files)
+        }
+        for key in damaged:
+            self.store.delete(self._path(key))
+        return damaged
 
     def keep(self, records: Sequence[ShardRecord]) -> None:
         """Writes records together on pages, so that the next run reads them in few requests.
@@ -134,11 +152,11 @@ class ShardPool:
             for name, table in tables.items()
         ]
         record = ShardRecord(key=key, files=files, outcomes=outcomes, metadata=dict(metadata or {}))
-        path = f"{self.folder}/records/{key[:2]}/{key}.json"
+        path = self._path(key)
         data = canonical_json(record.model_dump(mode="json")).encode()
         if not self.store.create(path, data):
             first = self._read(path)
-            if first == record or all(self.store.exists(file.path) for file in first.files):
+            if all(self.store.size(file.path) == file.bytes for file in first.files):
                 return first
             self.store.write(path, data)
         return record
@@ -170,6 +188,9 @@ class ShardPool:
             entry.path.rpartition("/")[2].removesuffix(".json"): entry.path
             for entry in self.store.list_fanned(f"{self.folder}/records")
         }
+
+    def _path(self, key: str) -> str:
+        return f"{self.folder}/records/{key[:2]}/{key}.json"
 
     def _read(self, path: str) -> ShardRecord:
         return ShardRecord.model_validate_json(self.store.read(path))

@@ -84,7 +84,7 @@ def store_table(
     sha256 = hashlib.sha256(data).hexdigest()
     # No folder grows without bound: servers over a disk list a large one anew for every page.
     path = f"{folder}/{sha256[:2]}/{sha256}.parquet"
-    if not store.exists(path):
+    if store.size(path) != len(data):
         store.write(path, data)
     return FileEntry(
         name=name,

@@ -4,6 +4,7 @@ import builtins
 import contextlib
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,8 +48,12 @@ class LocalStore(Store):
             raise ArtifactError(f"{self.url(path)}: there is no such object")
         return place
 
-    def exists(self, path: str) -> bool:
-        return self._at(path).is_file()
+    def size(self, path: str) -> int | None:
+        try:
+            found = self._at(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     def list(self, prefix: str) -> Iterator[Entry]:
         top = self._at(prefix)
@@ -58,11 +63,11 @@ class LocalStore(Store):
                 if not name.startswith(".tmp-"):
                     place = Path(folder, name)
                     try:
-                        stat = place.stat()
+                        status = place.stat()
                     except FileNotFoundError:
                         continue  # deleted since the folder was read
                     path = place.relative_to(self.root).as_posix()
-                    found.append(Entry(path, stat.st_size, stat.st_mtime))
+                    found.append(Entry(path, status.st_size, status.st_mtime))
         yield from sorted(found)
 
     def children(self, prefix: str) -> builtins.list[str]:

@@ -58,7 +58,7 @@ class S3Store(Store):
         size = source.stat().st_size
         part = _part_bytes(size)
         self.request("write", path, lambda fs, key: fs.put_file(str(source), key, chunksize=part))
-        stored = self._head(path)["ContentLength"]
+        stored = self.size(path)
         if stored != size:
             raise ArtifactError(f"{self.url(path)}: has {stored} bytes after an upload of {size}")
 
@@ -83,12 +83,12 @@ class S3Store(Store):
                 temporary.unlink(missing_ok=True)
         return place
 
-    def exists(self, path: str) -> bool:
+    def size(self, path: str) -> int | None:
         try:
-            patiently("look up", self.url(path), self._object("head_object", path))
+            head = patiently("look up", self.url(path), self._object("head_object", path))
         except FileNotFoundError:
-            return False
-        return True
+            return None
+        return int(head["ContentLength"])
 
     def list(self, prefix: str) -> Iterator[Entry]:
         for page in self._pages(prefix):

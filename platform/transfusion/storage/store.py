@@ -61,8 +61,12 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def size(self, path: str) -> int | None:
+        """Bytes of an object; None when there is none."""
+
     def exists(self, path: str) -> bool:
         """Whether the name is taken."""
+        return self.size(path) is not None
 
     @abstractmethod
     def list(self, prefix: str) -> Iterator[Entry]:
