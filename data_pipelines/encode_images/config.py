@@ -73,8 +73,8 @@ class EncodeImagesConfig(Config):
     limits: DecodeLimits = DecodeLimits()
 
     jpeg_draft: bool = False
-    """Decode a JPEG at 1/2, 1/4 or 1/8 where the crop needs no more: faster where the source is twice the crop or more.
-    Crops differ a little: by a PSNR over 32 dB on noise with the spectrum of photographs."""
+    """Decode a JPEG at 1/2, 1/4 or 1/8 where the crop needs no more: faster where the source is twice the crop or
+    more. Crops differ a little: by a PSNR over 32 dB on noise with the spectrum of photographs."""
 
     micro_batch: int = Field(default=32, ge=1)
     """Images that are encoded together. Fixed, and the last one padded: another size may round otherwise."""
