@@ -47,10 +47,12 @@ class LocalPlace:
         hashes = hash_files(self.root, names)
         for key, name in zip(keys, names, strict=True):
             digest = hashes[name]
-            if isinstance(digest, OSError):
-                yield key, digest.strerror or str(digest)
-            else:
+            try:
+                if isinstance(digest, OSError):
+                    raise digest
                 yield RawFile(key, (self.root / name).stat().st_size, f"sha256:{digest}")
+            except OSError as error:
+                yield key, error.strerror or str(error)
 
     def files(self, suffixes: Sequence[str] | None = None) -> list[RawFile]:
         keys = choose(self.keys(), suffixes, path=self._path, folder=self._place.is_dir())

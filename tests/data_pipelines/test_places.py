@@ -13,6 +13,7 @@ from data_pipelines.sources.listing_memo import LISTED_AFTER
 from data_pipelines.sources.place_patterns import matcher, split_pattern
 from data_pipelines.sources.places import Place, RawFile, open_place, read_ahead
 from tests.s3 import serve_s3
+from tests.s3_proxy import Fault, Rule, faulty
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import open_store
 
@@ -234,6 +235,35 @@ def test_a_listing_of_s3_is_kept_until_it_is_asked_for_again(
     for broken in (b"", b"{}", kept.read_bytes()[:-20], b"\xff" * 9):
         kept.write_bytes(broken)
         assert len(raw.open().files()) == 3
+
+
+@pytest.mark.parametrize("fault", ["slow_down", "reset", "stall", "cut_reply"])
+def test_a_fault_of_the_server_passes_or_is_told_and_never_shortens_what_is_read(
+    fault: Fault, s3_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places_s3, "_BLOCK_BYTES", 100_000)
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    data = os.urandom(450_000)
+    where = Raw(f"s3://bucket/{tmp_path.name}/faulty")
+    where.write("large.bin", data)
+    where.write("small.bin", b"small")
+    monkeypatch.setenv("TRANSFUSION_S3_READ_TIMEOUT_S", "0.5")
+    with faulty(s3_environment["AWS_ENDPOINT_URL"], stall_s=1.0) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        place = where.open()
+        proxy.rules.append(Rule(fault, "GET", "list-type"))
+        large, small = place.files()
+        assert (large.size_bytes, small.size_bytes) == (len(data), 5)
+        proxy.rules += [Rule(fault, "GET", "large", times=2), Rule(fault, "GET", "small")]
+        with place.open(*_at(large)) as stream:
+            assert stream.read() == data
+        assert list(read_ahead(place, [_at(small)] * 3)) == [b"small"] * 3
+        assert not any(rule.times for rule in proxy.rules)
+        monkeypatch.setenv("TRANSFUSION_S3_PATIENCE_S", "0.1")
+        proxy.rules.append(Rule(fault, "GET", "large", times=99))
+        with place.open(*_at(large)) as stream, pytest.raises(ArtifactError, match=r"large\.bin"):
+            stream.read()
 
 
 def test_a_bucket_that_is_missing_is_told_at_once(
