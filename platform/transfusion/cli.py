@@ -319,6 +319,7 @@ def inspect(
     rows: Annotated[int, typer.Option(min=1, help="Rows that are read and decoded.")] = 1000,
     examples: Annotated[int, typer.Option(min=0, help="Documents that are printed.")] = 3,
     out: Annotated[Path, typer.Option(help="Folder for contact_sheet.png.")] = Path("inspect"),
+    refresh: Refresh = False,
 ) -> None:
     """What raw input holds, and how a job would read it. Starts nothing.
 
@@ -334,6 +335,8 @@ def inspect(
     """
     from transfusion.spec.stages import load_function
 
+    if refresh:
+        _list_again()
     load_function("data_pipelines.inspect.command:inspect")(
         path,
         source=source,

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image as Picture
 
 from data_pipelines.inspect.command import inspect
@@ -46,6 +48,20 @@ def _folder_with_metadata(root: Path) -> Path:
     _images(root, 6)
     rows = [{"file_name": f"{n}.png", "title": f"number {n}", "id": n} for n in range(6)]
     _jsonl(root / "metadata.jsonl", rows)
+    return root
+
+
+def _folder_with_csv(root: Path) -> Path:
+    _images(root, 6)
+    lines = [f'{n}.png,"number, {n}"' for n in range(6)]
+    (root / "metadata.csv").write_text("\n".join(["file_name,text", *lines]))
+    return root
+
+
+def _folder_with_parquet(root: Path) -> Path:
+    _images(root, 6)
+    columns = {"file_name": [f"{n}.png" for n in range(6)], "caption": ["said"] * 6}
+    pq.write_table(pa.table(columns), root / "metadata.parquet")
     return root
 
 
@@ -127,6 +143,8 @@ def _lines(root: Path) -> Path:
 
 CASES: dict[str, tuple[Any, str, dict[str, Any], int]] = {
     "metadata": (_folder_with_metadata, "image_folder", {"caption_column": "title"}, 6),
+    "csv": (_folder_with_csv, "image_folder", {}, 6),
+    "metadata_in_parquet": (_folder_with_parquet, "image_folder", {"caption_column": "caption"}, 6),
     "texts": (_folder_with_texts, "image_folder", {}, 6),
     "images": (_plain_folder, "image_folder", {"without_caption": "image_only"}, 6),
     "parquet": (_parquet, "parquet_images", {"image_column": "jpg", "caption_column": "caption"}, 30),
@@ -245,6 +263,29 @@ def test_what_no_source_reads_is_told_with_what_there_is(tmp_path: Path) -> None
         guess(look_at(str(tmp_path)))
     with pytest.raises(ArtifactError, match="no such file or folder"):
         look_at(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("name", CASES)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_damaged_input_is_read_or_told(
+    name: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    root = CASES[name][0](tmp_path_factory.mktemp("damaged") / "in")
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+    for file in data.draw(st.lists(st.sampled_from(files), min_size=1, max_size=3)):
+        raw = bytearray(file.read_bytes())
+        at = data.draw(st.integers(0, len(raw)))
+        raw[at : at + data.draw(st.integers(0, 9))] = data.draw(st.binary(max_size=9))
+        file.write_bytes(raw)
+    try:
+        look = look_at(str(root))
+        guessed = guess(look)
+        rows = sample(look, guessed.source, guessed.config, num_rows=9)
+        told = f"{root}: {find(rows, num_examples=1, budget_s=60.0).num_rows} rows"
+    except ArtifactError as error:
+        told = str(error)
+    assert str(root) in told
 
 
 def test_only_a_part_of_a_large_folder_is_read(
