@@ -5,7 +5,6 @@ Not `fs.find`: it holds a dict of a kilobyte for each file, and tells nothing of
 
 import io
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, cast
 
@@ -18,11 +17,9 @@ from data_pipelines.sources.place_patterns import (
     split_pattern,
 )
 from data_pipelines.sources.places import RawFile, changed, choose
+from data_pipelines.sources.ranges import ranged
 from transfusion.errors import ArtifactError
 from transfusion.storage.s3_client import patiently
-
-_BLOCK_BYTES = 8 * 2**20
-"""What a stream asks for at once; two such blocks are held, one of them still arriving."""
 
 
 class S3Place:
@@ -66,17 +63,18 @@ class S3Place:
     def peek(self, key: str, max_bytes: int | None = None) -> bytes:
         file = self._listing()[key]
         size = file.size_bytes if max_bytes is None else min(file.size_bytes, max_bytes)
-        return self.block(key, file.mark, 0, size) if size else b""
+        return self._span(key, file.mark, 0, size) if size else b""
 
     def open(self, key: str, mark: str) -> io.BufferedReader:
         for name in self._names(key):
             head = self._head(name)
             if head is not None and head.mark == mark:
-                stream = _Ranges(self, key, mark, size=head.size_bytes)
-                return io.BufferedReader(stream, buffer_size=1 << 16)
+                return ranged(
+                    partial(self._span, key, mark), head.size_bytes, name=f"{self.url}/{key}"
+                )
         raise changed(self.url, key, again="run the job again with --refresh")
 
-    def block(self, key: str, mark: str, start: int, stop: int) -> bytes:
+    def _span(self, key: str, mark: str, start: int, stop: int) -> bytes:
         """Bytes of a file that still carries its mark."""
         data = self._get(key, mark, Range=f"bytes={start}-{stop - 1}")
         if len(data) != stop - start:
@@ -172,69 +170,3 @@ def _body(fs: Any, mark: str, **asked: str) -> bytes | None:
 def _walk_order(file: RawFile) -> list[tuple[bool, bytes]]:
     *folders, name = file.key.split("/")
     return [*((True, part.encode("utf-8")) for part in folders), (False, name.encode("utf-8"))]
-
-
-class _Ranges(io.RawIOBase):
-    """A file by blocks; while one is read, the next one arrives."""
-
-    mode = "rb"
-
-    def __init__(self, place: S3Place, key: str, mark: str, *, size: int) -> None:
-        self.name = f"{place.url}/{key}"
-        self._place, self._key, self._mark, self._size = place, key, mark, size
-        self._at = 0
-        self._start, self._block = 0, b""
-        self._next: tuple[int, Future[bytes]] | None = None
-        self._thread = ThreadPoolExecutor(1)
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError("a position before the start")
-        self._at = base + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        if self._at >= self._size or not len(buffer):
-            return 0
-        if not self._start <= self._at < self._start + len(self._block):
-            self._block = self._take(self._at)
-            self._start = self._at
-        offset = self._at - self._start
-        count = min(len(buffer), len(self._block) - offset)
-        buffer[:count] = self._block[offset : offset + count]
-        self._at += count
-        return count
-
-    def close(self) -> None:
-        if not self.closed:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-            self._block, self._next = b"", None
-        super().close()
-
-    def _take(self, start: int) -> bytes:
-        """The block that starts here; it was fetched ahead where the file is read from front to back."""
-        if self._next is not None and self._next[0] == start:
-            block = self._next[1].result()
-        else:
-            block = self._fetch(start)
-        onwards = start == self._start + len(self._block)
-        following = start + len(block)
-        self._next = None
-        if onwards and following < self._size:
-            self._next = (following, self._thread.submit(self._fetch, following))
-        return block
-
-    def _fetch(self, start: int) -> bytes:
-        return self._place.block(
-            self._key, self._mark, start, min(start + _BLOCK_BYTES, self._size)
-        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.sources import places_s3
+from data_pipelines.sources import places_s3, ranges
 from data_pipelines.sources.listing_memo import LISTED_AFTER
 from data_pipelines.sources.place_patterns import matcher, split_pattern
 from data_pipelines.sources.places import Place, RawFile, open_place, read_ahead
@@ -144,7 +144,7 @@ def test_a_file_that_changed_or_went_is_not_read_as_if_it_had_not(tree: Raw) -> 
 
 
 def test_a_stream_reads_any_span_of_a_large_file(raw: Raw, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places_s3, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 100_000)
     data = os.urandom(1_234_567)
     raw.write("large.bin", data)
     place = raw.open()
@@ -166,7 +166,7 @@ def test_a_file_that_changes_under_a_stream_on_s3_is_an_error_and_no_mixture(
 ) -> None:
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(places_s3, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 1000)
     raw = Raw(f"s3://bucket/{tmp_path.name}/moving")
     raw.write("x.bin", b"a" * 10_000)
     place = raw.open()
@@ -241,7 +241,7 @@ def test_a_listing_of_s3_is_kept_until_it_is_asked_for_again(
 def test_a_fault_of_the_server_passes_or_is_told_and_never_shortens_what_is_read(
     fault: Fault, s3_environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places_s3, "_BLOCK_BYTES", 100_000)
+    monkeypatch.setattr(ranges, "BLOCK_BYTES", 100_000)
     for name, value in s3_environment.items():
         monkeypatch.setenv(name, value)
     data = os.urandom(450_000)
