@@ -6,6 +6,21 @@ writers was first does not matter. Manifests only list shards; only `gc` deletes
 
 The listing of the records says what is missing. What the finished ones hold comes from pages, copies of about a
 thousand records that the driver writes on its way: 40 requests where the records alone would take 40,000.
+
+What a stage costs beside its work, at 10,000 images a shard and three files each; counted, unless measured:
+
+    images                                   4 x 10^8       3.5 x 10^9
+    shards                                     40,000          350,000
+    objects (data, records, pages)            160,040        1,400,342
+    LIST requests to resume                       258              514    folders of two digits, 16 side by side
+    GET requests to resume                         40              342    pages
+    LIST requests before publishing               257            1,281    are all data there?
+    manifest, 330 bytes a file (measured)       40 MB           347 MB
+    records in the driver (measured)           280 MB           2.4 GB
+    plan of a mixture, 16 bytes an image       6.4 GB            56 GB    an epoch
+
+The plan is the largest: it lies in files by stretches of the run, and a reader opens its own. The manifest is what
+grows first in one process: past a billion images let several sources, encoded apart, meet in the mixture.
 """
 
 import hashlib
