@@ -3,6 +3,8 @@
 import contextlib
 import io
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -85,6 +87,77 @@ def test_limits_hold_to_the_pixel_and_byte() -> None:
     ):
         with pytest.raises(Reject, match=reason):
             decode_image(data, exact.model_copy(update={field: value}))
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    data = io.BytesIO()
+    image.save(data, kind, **options)
+    return data.getvalue()
+
+
+def test_sixteen_bits_a_channel_are_scaled_and_not_cut() -> None:
+    """A 16-bit RGB PNG, put together by hand: Pillow writes none."""
+    pixels = (quadrant_pixels().astype(">u2") * 257).tobytes()
+    rows = b"".join(b"\0" + pixels[at : at + 384] for at in range(0, len(pixels), 384))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", 64, 64, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    data += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    assert corners(decode_image(data, LIMITS)) == corners(quadrant_pixels())
+
+
+def test_lab_and_ycck_come_to_the_colours_they_mean() -> None:
+    levels = ((255, 0, 0), (0, 0, 0), (137, 80, 67), (82, 79, 256 - 108))
+    lab = Image.fromarray(quadrant_pixels(levels), "RGB")
+    lab = Image.frombytes("LAB", lab.size, lab.tobytes())
+    pixels = corners(decode_image(saved(lab, "TIFF"), LIMITS))
+    # White, black, and the sRGB primaries red and blue of CIE Lab 53/80/67 and 32/79/-108, in bytes.
+    np.testing.assert_allclose(pixels[0], (255, 255, 255), atol=3)
+    np.testing.assert_allclose(pixels[1], (0, 0, 0), atol=3)
+    assert pixels[2][0] > 240
+    assert max(pixels[2][1:]) < 40
+    assert pixels[3][2] > 240
+    assert pixels[3][1] < 60
+
+    inks = ((60, 128, 128, 0), (200, 128, 128, 0), (128, 100, 160, 0), (90, 128, 128, 255))
+    cmyk = Image.fromarray(quadrant_pixels(inks), "CMYK")
+    data = bytearray(saved(cmyk, "JPEG", quality=100, subsampling=0))
+    # The transform of the Adobe marker: 0 says CMYK, 2 says that the same bytes are YCCK.
+    data[data.index(b"Adobe") + 11] = 2
+    got = corners(decode_image(bytes(data), LIMITS))
+    for (y, cb, cr, _), pixel in zip(inks[:2], got[:2], strict=True):
+        assert (cb, cr) == (128, 128)
+        # Adobe's inks are stored inverted: what was written as ink is 255 less that, a luma of the paper's colour.
+        np.testing.assert_allclose(pixel, [y] * 3, atol=4)
+    assert max(got[3]) < 5
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1)])
+def test_dots_and_threads_are_rejected(size: tuple[int, int]) -> None:
+    with pytest.raises(Reject, match="too_small"):
+        decode_image(saved(Image.new("L", size), "PNG"), LIMITS)
+
+
+def test_formats_that_are_not_read_are_told_by_their_name() -> None:
+    image = Image.new("RGB", (32, 32))
+    for kind, name in (
+        ("JPEG2000", "JPEG 2000"),
+        ("ICO", "ICO"),
+        ("PDF", "PDF"),
+        ("EPS", "PostScript"),
+    ):
+        with pytest.raises(Reject, match=f"unsupported_format: a {name} file"):
+            decode_image(saved(image, kind), LIMITS)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_an_image_of_one_colour_is_an_image(level: int) -> None:
+    pixels = decode_image(saved(Image.new("RGB", (40, 40), (level,) * 3), "PNG"), LIMITS)
+    assert (pixels == level).all()
 
 
 def test_formats_that_would_start_other_programs_are_not_opened() -> None:
