@@ -152,7 +152,8 @@ def _start(
             # The cluster has no repository to ask.
             "env_vars": {"TRANSFUSION_COMMIT": commit},
         }
-        entrypoint = "python -m transfusion.cli run job.yaml --profile profile.yaml"
+        # A listing of S3 that the cluster kept from another job is not what this one was submitted for.
+        entrypoint = "python -m transfusion.cli run job.yaml --profile profile.yaml --refresh"
         try:
             client.submit_job(
                 entrypoint=entrypoint + (f" --until {shlex.quote(until)}" if until else ""),
