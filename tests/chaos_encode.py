@@ -320,7 +320,9 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, help="a folder of real images, for every fourth")
     options = parser.parse_args()
     pictures = (
-        sorted(p for p in options.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".png"))
+        sorted(
+            p for p in options.pictures.rglob("*") if p.suffix.lower() in (".jpg", ".png", ".webp")
+        )
         if options.pictures
         else []
     )
