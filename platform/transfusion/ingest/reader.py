@@ -93,7 +93,7 @@ class MixtureReader:
                 )
             )
             self._first_shards.append(source.first_shard)
-            self._scaling.append(_scaling(latents, self.latent_shape[0]))
+            self._scaling.append(_scaling(latents, self.latent_shape))
         self._ahead = Ahead(
             self._make,
             steps=self.steps,
@@ -257,17 +257,16 @@ def _layout(values: dict[str, Any]) -> SequenceLayout:
     return layout
 
 
-def _scaling(latents: Artifact | None, channels: int) -> Scaling:
+def _scaling(latents: Artifact | None, shape: tuple[int, int, int]) -> Scaling:
     """Shift and scale of the autoencoder that made the latents."""
     from transfusion.autoencoder.statistics import LatentStatistics
 
     if latents is None:
-        return Scaling(
-            np.zeros((channels, 1, 1), np.float32), np.ones((channels, 1, 1), np.float32)
-        )
+        return Scaling(np.zeros(shape, np.float32), np.ones(shape, np.float32))
     folder = latents.input("autoencoder").local(STATISTICS).parent
-    found = LatentStatistics.read(folder, latent_channels=channels)
-    return Scaling(
-        np.array(found.shift, np.float32)[:, None, None],
-        np.array(found.scale, np.float32)[:, None, None],
+    found = LatentStatistics.read(folder, latent_channels=shape[0])
+    shift, scale = (
+        np.broadcast_to(np.array(values, np.float32)[:, None, None], shape).copy()
+        for values in (found.shift, found.scale)
     )
+    return Scaling(shift, scale)

@@ -232,7 +232,8 @@ def _lay_out(
     layout: SequenceLayout,
     num_patches: int,
 ) -> _Row:
-    lengths = [layout.document_length(document) for document in documents]
+    image_length = layout.image_length(num_patches)
+    lengths = [_length(document, image_length) for document in documents]
     if sum(lengths) > sequence_length:
         raise ValueError(
             f"documents of {sum(lengths)} positions in a sequence of {sequence_length}"
@@ -264,7 +265,7 @@ def _lay_out(
             places.append(ImagePlace(boi=at, num_patches=num_patches, drop_caption=drop_caption))
             token_ids[at] = special.boi
             has_target[at : at + 1 + num_patches] = False
-            at += layout.image_length(num_patches)
+            at += image_length
             token_ids[at - 1] = special.eoi
         if document.closes:
             token_ids[at] = special.eos
@@ -275,3 +276,10 @@ def _lay_out(
         document_lengths=lengths,
         places=places,
     )
+
+
+def _length(document: Document[Any], image_length: int) -> int:
+    length = document.opens + document.closes
+    for span in document.spans:
+        length += len(span.ids) if isinstance(span, TextSpan) else image_length
+    return length
