@@ -136,6 +136,8 @@ class Statistics:
         """The same of each phase, with the shares that were to be and those that are."""
         found = []
         for number, phase in enumerate(self._streams.phases):
+            if phase.first_step >= self.num_steps:
+                break
             there = self._streams.positions[number]
             weights = dict.fromkeys(there, 0.0)
             for i, weight in enumerate(phase.weights):

@@ -125,6 +125,15 @@ def test_exhaustion_ends_or_fails_where_it_says(tmp_path: Path) -> None:
     ended = limited(tmp_path / "store", when_exhausted="end")
     step = int(ended.manifest.content.metrics["exhausted_at_step.pairs"])
     assert read_mixture(ended).steps == step + 1
+    later = {"start_step": step + 5, "weights": {"pairs": 3.0}}
+    never_reached = mix(
+        tmp_path / "store",
+        BOTH,
+        sources={"pairs": {"when_exhausted": "end"}},
+        num_steps=60,
+        phases=[later],
+    )
+    assert len(read_mixture(never_reached).phases) == 1
     assert begins_with(stopped, ended, step + 1)
     with pytest.raises(ArtifactError, match=rf"sources.pairs: exhausted at step {step} of 60"):
         limited(tmp_path / "store", when_exhausted="fail")
