@@ -2,6 +2,8 @@
 
 import functools
 import logging
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from data_pipelines.shards import (
     ShardRun,
     ShardTask,
     in_process,
+    on_ray,
     run_shards,
     shards_at_once,
 )
@@ -55,6 +58,17 @@ class CountRows:
 
 class TwoAtOnce(CountRows):
     shards_at_once = 2
+
+
+class Deadly(TwoAtOnce):
+    """Ends its process at the broken shards, while another one is in the works."""
+
+    def make(self, task: ShardTask) -> ShardRecord | Measured:
+        if task.shard_id in self._broken:
+            time.sleep(0.3)
+            os._exit(1)
+        time.sleep(0.2)
+        return super().make(task)
 
 
 def tasks(count: int, *, written: int = 10, rejected: int = 0) -> list[ShardTask]:
@@ -176,3 +190,34 @@ def test_a_worker_that_takes_two_shards_at_once_makes_the_same(context: StageCon
     two = run(context, tasks(7), worker=TwoAtOnce)
     assert [task.shard_id for task in two.tasks] == [f"id{n}" for n in range(7)]
     assert two.made({}).outcomes == Outcomes(input=70, written=70)
+
+
+@pytest.mark.ray
+def test_a_shard_that_kills_its_process_takes_no_other_with_it(
+    ray_cluster: None, context: StageContext
+) -> None:
+    factory = functools.partial(Deadly, context.store, context.pool, frozenset(["id2"]))
+    made = run_shards(
+        context,
+        tasks=tasks(6),
+        factory=factory,
+        unit="rows counted",
+        launch=lambda *given: on_ray(*given[:2], PoolResources(num_actors=1)),
+        max_quarantined=1,
+    ).made({})
+    assert made.outcomes == Outcomes(input=50, written=50)
+    assert list(made.metadata["quarantined"]) == ["id2"]
+    assert "its process died 3 times" in made.metadata["quarantined"]["id2"]
+
+
+def test_a_pool_is_fixed_unless_it_may_grow() -> None:
+    from data_pipelines.shards_on_ray import _pool
+
+    fixed = _pool(PoolResources(num_actors=4), num_tasks=100, at_once=1)
+    assert (fixed.min_size, fixed.max_size) == (4, 4)
+    few = _pool(PoolResources(num_actors=4, max_actors=9), num_tasks=3, at_once=2)
+    assert (few.min_size, few.max_size) == (3, 3)
+    growing = _pool(PoolResources(num_actors=2, max_actors=9), num_tasks=5, at_once=2)
+    assert (growing.min_size, growing.max_size) == (2, 5)
+    assert growing.max_concurrent_calls_per_actor == 2
+    assert growing.enable_true_multi_threading
