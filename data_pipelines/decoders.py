@@ -101,10 +101,14 @@ class Decoders:
             self._free.put(channel)
 
     def close(self) -> None:
-        """Ends the children."""
+        """Ends the children; one that is at an image is not waited for."""
         for channel in self._channels:
             channel.close()
-        self._process.wait(timeout=60)
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
 
 class _Channel:

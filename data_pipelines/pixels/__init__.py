@@ -8,6 +8,6 @@ STAGE = Stage(
     inputs={"images": Input(kinds=("listing",))},
     output="pixels",
     body="data_pipelines.pixels.run:run",
-    version=1,
+    version=2,
     summary="Decoded images, to train an autoencoder on and to compare with.",
 )
