@@ -88,7 +88,7 @@ class PoolResources(Config):
     decode_cpus: float = Field(4, gt=0)
     """Of the actor that decodes for an encoder when they are split."""
     compile_encoder: bool = False
-    """`torch.compile` the encoder on CUDA: minutes at the start, a third faster."""
+    """`torch.compile` the encoder on CUDA: minutes at the start, for long runs."""
     max_reject_fraction: float = Field(0.5, ge=0, le=1)
     """A run stops when more of at least 1,000 rows were rejected."""
 

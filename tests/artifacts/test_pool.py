@@ -115,6 +115,18 @@ def test_of_two_attempts_that_differ_the_first_stands(tmp_path: Path) -> None:
     assert pool.finished([key_of(0)]) == {key_of(0): third}
 
 
+def test_a_page_does_not_bring_back_what_was_withdrawn(tmp_path: Path) -> None:
+    pool = ShardPool(open_store(str(tmp_path)), FOLDER)
+    outcomes = Outcomes(input=1, written=1)
+    first = pool.commit(key_of(0), {"rows": pa.table({"x": [1.0]})}, outcomes=outcomes)
+    pool.keep([first])
+    pool.store.delete(first.files[0].path)
+    assert pool.withdraw_damaged([first]) == {key_of(0)}
+    second = pool.commit(key_of(0), {"rows": pa.table({"x": [1.0001]})}, outcomes=outcomes)
+    assert pool.finished([key_of(0)]) == {key_of(0): second}
+    assert pool.withdraw_damaged([second]) == set()
+
+
 def age(root: Path, hours: float) -> None:
     old = time.time() - hours * 3600
     for place in root.rglob("*"):

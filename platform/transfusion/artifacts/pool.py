@@ -123,6 +123,11 @@ class ShardPool:
             for record in kept
             if any(sizes.get(file.path) != file.bytes for file in record.files)
         }
+        if damaged:
+            # A page would tell of them again.
+            for path, page in list(self.pages()):
+                if any(record.key in damaged for record in page):
+                    self.store.delete(path)
         for key in damaged:
             self.store.delete(self._path(key))
         return damaged
