@@ -37,7 +37,7 @@ CASES = {
     #                            block channels, size, source, images a shard, least share
     "stub of 0.67 ms":           ((16, 32, 32), 32, 32, 1024, 0.95),
     "quickstart, 32 px":         ((16, 32, 32), 32, 32, 512, 0.95),
-    "photographs, 128 px":       ((16, 32, 32, 32), 128, 256, 64, 0.95),
+    "photographs, 128 px":       ((16, 32, 32, 32), 128, 256, 192, 0.95),
     "Stable Diffusion, 128 px":  ((128, 256, 512, 512), 128, 256, 4, 0.95),
 }  # fmt: skip
 
