@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from transfusion.errors import TransfusionError
+from transfusion.errors import SpecError, TransfusionError
 
 app = typer.Typer(
     help="Raw images and text to a trained, evaluated and served Transfusion model, from one job file.\n\n"
@@ -108,17 +108,42 @@ def run(
 
 @app.command()
 def show(
-    target: Annotated[str, typer.Argument(help="A job file, or the folder of an artifact.")],
+    target: Annotated[
+        str | None, typer.Argument(help="A job file, or the folder of an artifact.")
+    ] = None,
     overrides: Overrides = None,
     json_: Json = False,
     examples: Annotated[
         int, typer.Option(min=0, help="Of a mixture: print so many packed sequences, decoded.")
     ] = 0,
+    preset: Annotated[
+        bool,
+        typer.Option(
+            "--preset",
+            help="TARGET is a model size, such as 0.76B: its parameters and FLOPs. Without a target: all sizes.",
+        ),
+    ] = False,
+    patch: Annotated[int | None, typer.Option(help="Of the preset: 1, 2, 4 or 8.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Of the preset: linear or unet.")] = None,
 ) -> None:
     """Status, counts, metrics and lineage, from the store alone; works with no cluster.
 
     Of a mixture also shares, epochs, padding and how its sequences are filled.
+
+    transfusion show --preset
+
+    transfusion show --preset 0.76B --patch 4 --adapter unet
     """
+    if preset:
+        from transfusion.runner.show_preset import preset_status, preset_text
+
+        found = preset_status(target, patch_size=patch, adapter=adapter)
+        typer.echo(json.dumps(found, indent=2) if json_ else preset_text(found))
+        return
+    if target is None:
+        raise SpecError("show: give a job file or the folder of an artifact, or --preset")
+    if patch is not None or adapter is not None:
+        raise SpecError("show: --patch and --adapter are of model sizes: give --preset as well")
     from transfusion.runner.show import artifact_status, job_status, status_text
 
     path = Path(target)

@@ -1,0 +1,238 @@
+"""`transfusion show --preset`: parameters and FLOPs of named sizes, by formula; no torch, no store, no job.
+
+The tests hold the formulas against the module and against PyTorch's counter of FLOPs.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, get_args
+
+from transfusion.config import suggestion
+from transfusion.errors import SpecError
+from transfusion.model.config import AdapterName, ModelConfig
+from transfusion.model.flops import CAPTION_TOKENS, Work, forward_flops, training_flops
+from transfusion.model.parts import list_parts
+from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, preset
+from transfusion.sequence.layout import ImageAttention
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LATENT_SHAPE = (8, 32, 32)
+"""The paper's images: 256 px through an autoencoder that halves three times."""
+
+SEQUENCE_LENGTH = 4096
+
+WIDTH = 110
+"""Columns of what is printed."""
+
+_GROUPS = ("embedding", "blocks", "norms", "head", "down", "up", "skip", "keys")
+"""Rows of the table of one preset: what parts begin with. `keys` are queries against keys, and hold no weights."""
+
+
+def preset_status(
+    name: str | None = None, *, patch_size: int | None = None, adapter: str | None = None
+) -> dict[str, Any]:
+    """`{"assumes": ..., "presets": [{"name", "parameters", "flops_per_token", "model", ...}]}` as plain values.
+
+    Args:
+        name: Of one preset, which then comes with its parts; without it all, in both adapters unless one is named.
+
+    Raises:
+        SpecError: There is no such preset or adapter, or the patch is no power of two up to 8.
+    """
+    chosen: tuple[AdapterName | None, ...] = (None,)
+    if adapter is not None:
+        chosen = tuple(known for known in get_args(AdapterName) if known == adapter)
+        if not chosen:
+            raise SpecError(
+                f"--adapter: there is no {adapter!r}{suggestion(adapter, get_args(AdapterName))}"
+            )
+    elif name is None:
+        chosen = get_args(AdapterName)
+    shown = [
+        _described(each, preset(each, patch_size=patch_size, adapter=one))
+        for one in chosen
+        for each in (NAMES if name is None else (name,))
+    ]
+    if name is not None:
+        shown[0]["parts"] = _parts(preset(name, patch_size=patch_size, adapter=chosen[0]))
+    return {
+        "assumes": {
+            "vocab_size": LLAMA_VOCABULARY,
+            "latent_shape": list(LATENT_SHAPE),
+            "sequence_length": SEQUENCE_LENGTH,
+            "caption_tokens": CAPTION_TOKENS,
+        },
+        "presets": shown,
+    }
+
+
+def _work(config: ModelConfig, image_attention: ImageAttention = "bidirectional") -> Work:
+    _, height, width = LATENT_SHAPE
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    return Work.usual(patches, sequence_length=SEQUENCE_LENGTH, image_attention=image_attention)
+
+
+def _flops_per_token(config: ModelConfig, image_attention: ImageAttention) -> float:
+    work = _work(config, image_attention)
+    return (
+        training_flops(config, work, vocab_size=LLAMA_VOCABULARY, latent_shape=LATENT_SHAPE)
+        / work.positions
+    )
+
+
+def _described(name: str, config: ModelConfig) -> dict[str, Any]:
+    adapter = transformer = 0
+    for part in list_parts(config, vocab_size=LLAMA_VOCABULARY, latent_shape=LATENT_SHAPE):
+        if part.name.startswith(("down.", "up.", "skip.")):
+            adapter += part.parameters
+        else:
+            transformer += part.parameters
+    _, height, width = LATENT_SHAPE
+    return {
+        "name": name,
+        "adapter": config.adapter,
+        "patch_size": config.patch_size,
+        "image_tokens": (height // config.patch_size) * (width // config.patch_size),
+        "shape": {
+            "dim": config.dim,
+            "depth": config.depth,
+            "heads": config.num_heads,
+            "kv_heads": config.kv_heads,
+            "ffn_dim": config.hidden_dim,
+        },
+        "parameters": {
+            "transformer": transformer,
+            "adapter": adapter,
+            "total": transformer + adapter,
+        },
+        "adapter_percent": 100 * adapter / transformer,
+        "training_flops_per_token": {
+            "bidirectional": _flops_per_token(config, "bidirectional"),
+            "causal": _flops_per_token(config, "causal"),
+        },
+        "model": config.identity(),
+    }
+
+
+def _parts(config: ModelConfig) -> list[dict[str, Any]]:
+    """Parameters, and FLOPs of training a token, of each group of parts."""
+    work = _work(config)
+    told: Mapping[str, Any] = {"vocab_size": LLAMA_VOCABULARY, "latent_shape": LATENT_SHAPE}
+    once = forward_flops(config, work, **told)
+    # Parts of the same name are told together: those of both ways, per level.
+    parameters: dict[str, int] = dict.fromkeys(once, 0)
+    for part in list_parts(config, **told):
+        parameters[part.name] += part.parameters
+    return [
+        {
+            "name": name,
+            "parameters": parameters[name],
+            "training_flops_per_token": 3 * flops / work.positions,
+        }
+        for group in _GROUPS
+        for name, flops in once.items()
+        if name.split(".")[0] == group
+    ]
+
+
+def preset_text(status: Mapping[str, Any]) -> str:
+    """The status for a terminal: the table, the parts where one preset was asked for, and what was assumed."""
+    from rich.console import Console
+
+    shown: Sequence[Mapping[str, Any]] = status["presets"]
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False)
+    console.print(_table(shown))
+    for row in shown:
+        if "parts" in row:
+            console.print(_parts_table(row))
+            console.print(f"in a job:  model: {_yaml(row['model'])}", soft_wrap=True)
+    assumes = status["assumes"]
+    channels, height, width = assumes["latent_shape"]
+    console.print(
+        f"Vocabulary {assumes['vocab_size']:,}, embeddings untied; latents of {channels} x {height} x {width}. "
+        f"GFLOP a token of training (three times the way there), in the mean over sequences of "
+        f"{assumes['sequence_length']:,}: one half a document of text, the other images with captions of "
+        f"{assumes['caption_tokens']} tokens. Attention is counted over the keys that are seen; "
+        "`causal` has a patch see only those before it."
+    )
+    text = console.file
+    assert isinstance(text, io.StringIO)
+    return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())
+
+
+def _table(shown: Sequence[Mapping[str, Any]]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("preset", "adapter"):
+        table.add_column(column, no_wrap=True)
+    for column in (
+        "patch",
+        "dim",
+        "depth",
+        "heads",
+        "ffn",
+        "parameters",
+        "of adapter",
+        "share",
+        "GFLOP",
+        "causal",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in shown:
+        shape, parameters = row["shape"], row["parameters"]
+        flops = row["training_flops_per_token"]
+        heads = f"{shape['heads']}/{shape['kv_heads']}"
+        table.add_row(
+            row["name"],
+            row["adapter"],
+            f"{row['patch_size']}",
+            f"{shape['dim']:,}",
+            f"{shape['depth']}",
+            heads if shape["kv_heads"] != shape["heads"] else f"{shape['heads']}",
+            f"{shape['ffn_dim']:,}",
+            _millions(parameters["total"]),
+            _millions(parameters["adapter"]),
+            f"{row['adapter_percent']:.2f}%",
+            f"{flops['bidirectional'] / 1e9:,.3f}",
+            f"{flops['causal'] / 1e9:,.3f}",
+        )
+    return table
+
+
+def _parts_table(row: Mapping[str, Any]) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    table.add_column("part", no_wrap=True)
+    for column in ("parameters", "", "GFLOP/token", ""):
+        table.add_column(column, justify="right", no_wrap=True)
+    total = row["parameters"]["total"]
+    flops = row["training_flops_per_token"]["bidirectional"]
+    for part in row["parts"]:
+        table.add_row(
+            part["name"],
+            f"{part['parameters']:,}",
+            f"{100 * part['parameters'] / total:.2f}%",
+            f"{part['training_flops_per_token'] / 1e9:,.4f}",
+            f"{100 * part['training_flops_per_token'] / flops:.2f}%",
+        )
+    table.add_row("in all", f"{total:,}", "", f"{flops / 1e9:,.4f}", "")
+    return table
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:,.1f} M" if count >= 1e6 else f"{count / 1e6:,.3f} M"
+
+
+def _yaml(values: Mapping[str, Any]) -> str:
+    """On one line, as it is pasted into a job."""
+    import yaml
+
+    return yaml.safe_dump(
+        dict(values), default_flow_style=True, sort_keys=False, width=10_000
+    ).strip()
