@@ -194,3 +194,19 @@ def test_any_patch_size_that_divides_the_latent_gives_back_its_shape(adapter, pa
     encoded = model.encode_images(noisy, timesteps)
     assert encoded.patches.shape == (2, 8 * 16 // patch_size**2, 16)
     assert model.decode_images(encoded.patches, timesteps, encoded).shape == noisy.shape
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("0.16b", "0.16B"), ("0.76b", "0.76B-unet"), ("7b", "7B-unet")]
+)
+def test_the_jobs_of_the_paper_hold_its_sizes(repository, file, name):
+    from transfusion.spec.job import read_job
+
+    stages = {
+        stage.name: stage for stage in read_job(repository / f"jobs/paper/{file}.yaml").stages
+    }
+    train, mixture = stages["train"].config, stages["mixture"].config
+    assert train.model == PRESETS[name]
+    assert train.steps == mixture.num_steps
+    tokens = mixture.lanes * mixture.sequences_per_micro_batch * mixture.sequence_length
+    assert tokens * train.steps == pytest.approx(2e12 if file == "7b" else 0.5e12, rel=0.05)

@@ -183,7 +183,7 @@ def test_the_schema_accepts_every_shipped_job(repository: Path) -> None:
     from transfusion.spec.schema import job_schema
 
     schema = job_schema()
-    for file in repository.glob("jobs/*.yaml"):
+    for file in repository.glob("jobs/**/*.yaml"):
         errors = [
             error
             for error in jsonschema.Draft202012Validator(schema).iter_errors(
