@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from transfusion.config import suggestion
 from transfusion.errors import SpecError
 from transfusion.model.config import AdapterName, ModelConfig
-from transfusion.model.flops import CAPTION_TOKENS, Work, forward_flops, training_flops
+from transfusion.model.flops import BACKWARD, CAPTION_TOKENS, Work, forward_flops, training_flops
 from transfusion.model.parts import list_parts
 from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, preset
 from transfusion.sequence.layout import ImageAttention
@@ -129,7 +129,7 @@ def _parts(config: ModelConfig) -> list[dict[str, Any]]:
         {
             "name": name,
             "parameters": parameters[name],
-            "training_flops_per_token": 3 * flops / work.positions,
+            "training_flops_per_token": (1 + BACKWARD) * flops / work.positions,
         }
         for group in _GROUPS
         for name, flops in once.items()
