@@ -1,5 +1,6 @@
 """The losses against numbers worked out by hand."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from pydantic import ValidationError
 
 from transfusion.diffusion.config import ObjectiveConfig
+from transfusion.diffusion.noising import Noised, Noising
 from transfusion.model.transformer import ModelOutput
 from transfusion.objective import LossSums, combine, loss_sums
 from transfusion.sequence.batch import assemble
@@ -89,3 +91,32 @@ def test_losses_are_fp32_whatever_the_model_computes_in():
 def test_a_noise_limit_above_the_schedule_is_refused():
     with pytest.raises(ValidationError, match="at most num_timesteps 100, got 500"):
         ObjectiveConfig(num_timesteps=100)
+
+
+def noised(target, *, weight=None):
+    return Noised(latents=torch.zeros(3, 1, 2, 2), target=target, weight=weight)
+
+
+def test_the_error_is_in_the_target_and_weights_move_the_sum_but_not_the_count():
+    batch = batch_of(2)
+    output = ModelOutput(logits=torch.zeros(6, 8), epsilon=torch.ones(3, 1, 2, 2))
+    target = torch.full((3, 1, 2, 2), 3.0)  # an error of 4 in each image
+    assert float(loss_sums(output, batch, noised(target)).diffusion_sum) == pytest.approx(8.0)
+    weight = torch.tensor([0.5, 2.0, 1e4])  # the third is an unused slot
+    sums = loss_sums(output, batch, noised(target, weight=weight))
+    assert float(sums.diffusion_sum) == pytest.approx(10.0)
+    assert float(sums.image_count) == 2
+
+
+def test_the_default_objective_sums_to_the_bit_what_the_noise_alone_does():
+    batch = batch_of(2)
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(2, 3, 1, 2, 2, generator=generator)
+    batch = dataclasses.replace(batch, latents=latents, noise=noise)
+    output = ModelOutput(
+        logits=torch.zeros(6, 8), epsilon=torch.randn(3, 1, 2, 2, generator=generator)
+    )
+    default = Noising.of(ObjectiveConfig()).apply(latents, noise, torch.tensor([0, 400, 999]))
+    assert torch.equal(
+        loss_sums(output, batch, default).diffusion_sum, loss_sums(output, batch).diffusion_sum
+    )

@@ -1,4 +1,4 @@
-"""Both losses in one place: next tokens on text, noise on images, and how they add up.
+"""Both losses in one place: next tokens on text, the target of images, and how they add up.
 
 Everything is a sum and a count, never a mean: means of micro-batches or of ranks would re-weight
 documents by padding and accumulation. Only the global batch is divided by.
@@ -12,6 +12,7 @@ from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
+from transfusion.diffusion.noising import Noised
 from transfusion.model.transformer import ModelOutput
 from transfusion.sequence.batch import PackedBatch
 
@@ -26,17 +27,24 @@ class LossSums:
     lm_count: Float[Tensor, ""]
 
     diffusion_sum: Float[Tensor, ""]
-    """Mean squared error of each image's noise, summed over images."""
+    """Weighted mean squared error of each image, summed over images."""
 
     image_count: Float[Tensor, ""]
 
 
-def loss_sums(output: ModelOutput, batch: PackedBatch) -> LossSums:
-    """The losses of one micro-batch as sums and counts."""
+def loss_sums(output: ModelOutput, batch: PackedBatch, noised: Noised | None = None) -> LossSums:
+    """The losses of one micro-batch as sums and counts.
+
+    Args:
+        noised: What the model was to predict of the images, and how much each counts: their noise, all alike, when
+            it is left out. Weights move the sum, never the count.
+    """
     cross_entropy = F.cross_entropy(
         output.logits.float(), batch.text_targets.long(), reduction="none"
     )
-    error = image_errors(output.epsilon, batch.noise)
+    error = image_errors(output.epsilon, batch.noise if noised is None else noised.target)
+    if noised is not None and noised.weight is not None:
+        error = error * noised.weight
     return LossSums(
         lm_sum=(cross_entropy * batch.text_weight).sum(),
         lm_count=batch.text_weight.sum(),
@@ -46,10 +54,10 @@ def loss_sums(output: ModelOutput, batch: PackedBatch) -> LossSums:
 
 
 def image_errors(
-    epsilon: Float[Tensor, "m c h w"], noise: Float[Tensor, "m c h w"]
+    prediction: Float[Tensor, "m c h w"], target: Float[Tensor, "m c h w"]
 ) -> Float[Tensor, " m"]:
     """Mean squared error of each image over the elements of its latent, in fp32."""
-    return reduce((epsilon.float() - noise.float()).square(), "m c h w -> m", "mean")
+    return reduce((prediction.float() - target.float()).square(), "m c h w -> m", "mean")
 
 
 def combine(

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from tests.benchmarks.batches import Packing, make_batch
 from tests.benchmarks.gpu_device import Device
 from tests.benchmarks.measure import Result
-from transfusion.diffusion.schedules import add_noise, alphas_cumprod
+from transfusion.diffusion.schedules import add_noise, noise_path
 from transfusion.model.attention import plan_attention
 from transfusion.model.blockwise import sees
 from transfusion.model.config import ModelConfig, UNetConfig
@@ -77,7 +77,7 @@ def _train(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> lis
     model.init_weights(0)
     masters = [parameter.detach().clone().to(device) for parameter in model.parameters()]
     model.to(device, dtype)
-    schedule = alphas_cumprod("cosine").to(device)
+    schedule = noise_path("cosine").to(device)
     optimizer = torch.optim.AdamW(masters, lr=1e-3)
     losses = []
     for step in range(STEPS):

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks.batches import Packing, density, make_batch
 from tests.benchmarks.gpu_device import Device
 from tests.benchmarks.measure import Result
-from transfusion.diffusion.schedules import add_noise, alphas_cumprod
+from transfusion.diffusion.schedules import add_noise, noise_path
 from transfusion.model.attention import plan_attention
 from transfusion.model.blockwise import sees
 from transfusion.model.config import ModelConfig
@@ -135,7 +135,7 @@ def _make_step(
     shard(model, blocks=model.blocks, mesh=data_mesh(device.torch), precision="bf16")
     optimizer = torch.optim.AdamW(parameter_groups(model, weight_decay=0.1), lr=1e-4)
     averaged = AveragedWeights(model)
-    schedule = alphas_cumprod("cosine").to(device.torch)
+    schedule = noise_path("cosine").to(device.torch)
     taken = [0]
 
     def step() -> None:

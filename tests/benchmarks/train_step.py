@@ -12,7 +12,7 @@ from tests.benchmarks.batches import QUICKSTART, make_batch
 from tests.benchmarks.measure import Options, Products, Result, take_turns
 from tests.benchmarks.steps import OneBatch, Training, with_precision
 from tests.benchmarks.worlds import one_process
-from transfusion.diffusion.schedules import add_noise, alphas_cumprod
+from transfusion.diffusion.schedules import add_noise, noise_path
 from transfusion.model.config import ModelConfig
 from transfusion.model.presets import PRESETS
 from transfusion.model.transformer import TransfusionModel
@@ -111,7 +111,7 @@ def _model(config: ModelConfig, num_pieces: int, channels: int) -> TransfusionMo
 
 
 def _loss(model: TransfusionModel, batch: PackedBatch) -> Callable[[], Tensor]:
-    schedule = alphas_cumprod("cosine")
+    schedule = noise_path("cosine")
 
     def loss() -> Tensor:
         noisy = add_noise(batch.latents, batch.noise, batch.timesteps, schedule)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from transfusion.diffusion.schedules import add_noise, alphas_cumprod
+from transfusion.diffusion.schedules import add_noise, noise_path
 from transfusion.model.attention import plan_attention
 from transfusion.model.cache import CacheStep, KeyValueCache
 from transfusion.model.config import ModelConfig
@@ -15,7 +15,7 @@ from transfusion.objective import combine, loss_sums
 
 
 def noised(batch):
-    return add_noise(batch.latents, batch.noise, batch.timesteps, alphas_cumprod("cosine"))
+    return add_noise(batch.latents, batch.noise, batch.timesteps, noise_path("cosine"))
 
 
 def close(a, b):

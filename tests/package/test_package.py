@@ -8,10 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import tiny_model, tiny_package
+from tests.tiny import package_config, tiny_model, tiny_package
+from transfusion.config import validate
+from transfusion.diffusion.config import NoiseConfig
 from transfusion.diffusion.solvers import SOLVERS
 from transfusion.errors import ArtifactError
-from transfusion.package.config import SOLVER_STEPS
+from transfusion.package.config import SOLVER_STEPS, STRAIGHT_SOLVERS
+from transfusion.package.format import PackageConfig
 from transfusion.package.load import load_package
 from transfusion.package.verify import package_digest, verify_package
 
@@ -121,3 +124,38 @@ def test_stored_weights_are_plain_safetensors(package: Path) -> None:
 
 def test_step_limits_are_those_of_the_solvers() -> None:
     assert {n: (s.min_steps, s.max_steps) for n, s in SOLVERS.items()} == dict(SOLVER_STEPS)
+    straight = {name for name, solver in SOLVERS.items() if solver.build_straight is not None}
+    assert straight == set(STRAIGHT_SOLVERS)
+
+
+def test_a_package_says_its_target_only_where_it_is_not_the_noise() -> None:
+    plain = package_config()
+    assert not {"target", "timestep_shift"} & set(plain.resolved())
+    flow = {"schedule": "straight", "target": "flow", "timestep_shift": 3.0}
+    written = package_config(**flow).resolved()
+    assert written | flow == written
+    again, faults = validate(PackageConfig, written, where="config.json")
+    assert again is not None, faults
+    assert again.noise == NoiseConfig(**flow)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"target": "flow"}, "go together"),
+        (
+            {
+                "schedule": "straight",
+                "target": "flow",
+                "sampling": {"solver": "ddpm", "num_inference_steps": 250},
+            },
+            "one of ddim, dpm",
+        ),
+    ],
+)
+def test_a_package_whose_noise_cannot_be_taken_away_is_refused(changed: dict, told: str) -> None:
+    config, faults = validate(
+        PackageConfig, package_config().resolved() | changed, where="config.json"
+    )
+    assert config is None
+    assert told in faults[0]

@@ -92,6 +92,8 @@ def test_mistakes_are_told_in_words(package: Path, tmp_path: Path) -> None:
         SpecError, match=r"num_inference_steps must be 50 to 1000 for solver 'ddim'"
     ):
         params_with(SamplingParams(), num_inference_steps=5)
+    with pytest.raises(SpecError, match=r"one of ddim, dpm\+\+, unipc .* got 'ddpm'"):
+        params_with(SamplingParams(), schedule="straight", solver="ddpm", num_inference_steps=250)
 
 
 def test_what_is_not_chosen_is_the_packages_default(tmp_path: Path) -> None:

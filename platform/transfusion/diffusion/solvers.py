@@ -4,24 +4,42 @@ diffusers' defaults are made for pixels in [-1, 1]. On latents of unit variance 
 the standard deviation to .68, and at the last timesteps of the cosine schedule, where next to no
 signal is left, a small error in the prediction grows without bound. So x_0 is clamped at 5 where the
 solver can clamp, and every solver starts below the last timestep (leading spacing); DPM-Solver++
-where half the log-SNR is -5.1. The proof is an exact Gaussian denoiser with 2% error: the standard
-deviation stays within .05 of 1.
+where half the log-SNR is -5.1. With the targets `v` and `flow` nothing grows, so they start at the last.
+The proof is an exact Gaussian denoiser with 2% error: the standard deviation stays within .05 of 1.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
 
-from transfusion.diffusion.config import ScheduleName
-from transfusion.diffusion.schedules import SCHEDULES
+import torch
+
+from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName
+from transfusion.diffusion.schedules import BETAS
+from transfusion.diffusion.times import shifted
 
 SolverName = Literal["ddpm", "ddim", "dpm++", "unipc"]
+
+
+_SETTINGS: Mapping[TargetName, Mapping[str, str]] = MappingProxyType(
+    {
+        "epsilon": {"prediction_type": "epsilon", "timestep_spacing": "leading"},
+        "v": {"prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+    }
+)
+"""How diffusers names the target, and where the steps lie: only `trailing` takes the last timestep."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Solver:
     build: Callable[..., Any]
+    """On a schedule that keeps variance."""
+
+    build_straight: Callable[..., Any] | None
+    """On the straight schedule; None where the solver is not made for it."""
+
     min_steps: int
     """Fewer shrink the standard deviation by more than .05."""
 
@@ -29,30 +47,41 @@ class _Solver:
     """More start too close to pure noise for a solver that cannot clamp."""
 
 
-def make_solver(
-    name: SolverName,
-    *,
-    num_steps: int,
-    schedule: ScheduleName = "cosine",
-    num_timesteps: int = 1000,
-) -> Any:
-    """A diffusers scheduler with its timesteps set: `solver.step(eps, t, x).prev_sample` at each of them.
+def make_solver(name: SolverName, *, num_steps: int, noise: NoiseConfig = NoiseConfig()) -> Any:  # noqa: B008 it is frozen
+    """A diffusers scheduler with its timesteps set: `solver.step(prediction, t, x).prev_sample` at each of them.
 
-    A scheduler counts its steps: make one for each image or batch of images.
+    A scheduler counts its steps: make one for each image or batch of images. On the straight schedule a
+    timestep may be repeated, for it is the nearest integer to where the solver is.
 
     Raises:
-        ValueError: The solver does not keep the variance with so few or so many steps.
+        ValueError: The solver does not keep the variance with so few or so many steps, or is not made for
+            the schedule.
     """
-    check_steps(name, num_steps=num_steps, num_timesteps=num_timesteps)
+    check_steps(name, num_steps=num_steps, num_timesteps=noise.num_timesteps)
+    check_solver(name, schedule=noise.schedule)
+    if noise.schedule == "straight":
+        return _straight(name, num_steps, noise)
     scheduler = SOLVERS[name].build(
-        num_train_timesteps=num_timesteps,
+        num_train_timesteps=noise.num_timesteps,
         # As numbers: diffusers copies a tensor with a warning.
-        trained_betas=SCHEDULES[schedule](num_timesteps).tolist(),
-        prediction_type="epsilon",
-        timestep_spacing="leading",
+        trained_betas=BETAS[noise.schedule](noise.num_timesteps).tolist(),
+        **_SETTINGS[noise.target],
     )
     scheduler.set_timesteps(num_steps)
     return scheduler
+
+
+def check_solver(name: SolverName, *, schedule: ScheduleName) -> None:
+    """Refuses a solver that is not made for the schedule.
+
+    Raises:
+        ValueError: With the solvers that are.
+    """
+    if schedule == "straight" and SOLVERS[name].build_straight is None:
+        others = ", ".join(n for n, solver in SOLVERS.items() if solver.build_straight is not None)
+        raise ValueError(
+            f"solver must be one of {others} for schedule {schedule!r}, got {name!r}, which adds noise as it goes"
+        )
 
 
 def check_steps(name: SolverName, *, num_steps: int, num_timesteps: int = 1000) -> None:
@@ -92,7 +121,8 @@ def _ddim(**settings: Any) -> Any:
 def _dpm(**settings: Any) -> Any:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
-    return DPMSolverMultistepScheduler(**settings, lambda_min_clipped=-5.1)
+    lowest = -5.1 if settings["prediction_type"] == "epsilon" else -math.inf
+    return DPMSolverMultistepScheduler(**settings, lambda_min_clipped=lowest)
 
 
 def _unipc(**settings: Any) -> Any:
@@ -101,11 +131,54 @@ def _unipc(**settings: Any) -> Any:
     return UniPCMultistepScheduler(**settings)
 
 
+def _straight(name: SolverName, num_steps: int, noise: NoiseConfig) -> Any:
+    """Steps from noise alone to the clean latent, evenly spaced but for the shift."""
+    times = [shifted(step / num_steps, noise.timestep_shift) for step in range(num_steps, 0, -1)]
+    last = noise.num_timesteps - 1
+    build = SOLVERS[name].build_straight
+    assert build is not None
+    scheduler = build(num_train_timesteps=noise.num_timesteps)
+    scheduler.set_timesteps(num_steps)
+    # Set after the fact, since only some schedulers take both: the model knows integers only, and diffusers cuts
+    # them off where the nearest is meant.
+    scheduler.sigmas = torch.tensor([*times, 0.0])
+    # The two that take logarithms: the latents are all but noise, and log(0) is no number.
+    scheduler.sigmas[0] = times[0] if name == "ddim" else 1 - 1e-6
+    scheduler.timesteps = torch.tensor([float(round(time * last)) for time in times])
+    scheduler.set_begin_index(0)
+    return scheduler
+
+
+def _euler(**settings: Any) -> Any:
+    """DDIM's step on the straight schedule is Euler's: both go on as if the prediction stayed as it is."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+        FlowMatchEulerDiscreteScheduler,
+    )
+
+    return FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def _dpm_straight(**settings: Any) -> Any:
+    from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+
+    return DPMSolverMultistepScheduler(
+        **settings, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+
+
+def _unipc_straight(**settings: Any) -> Any:
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(
+        **settings, prediction_type="flow_prediction", use_flow_sigmas=True
+    )
+
+
 SOLVERS: Mapping[SolverName, _Solver] = MappingProxyType(
     {
-        "ddpm": _Solver(_ddpm, min_steps=100, max_steps=1000),
-        "ddim": _Solver(_ddim, min_steps=50, max_steps=1000),
-        "dpm++": _Solver(_dpm, min_steps=10, max_steps=250),
-        "unipc": _Solver(_unipc, min_steps=10, max_steps=250),
+        "ddpm": _Solver(_ddpm, None, min_steps=100, max_steps=1000),
+        "ddim": _Solver(_ddim, _euler, min_steps=50, max_steps=1000),
+        "dpm++": _Solver(_dpm, _dpm_straight, min_steps=10, max_steps=250),
+        "unipc": _Solver(_unipc, _unipc_straight, min_steps=10, max_steps=250),
     }
 )

@@ -13,6 +13,7 @@ from jaxtyping import Float16, Float32
 from torch import Tensor
 
 from transfusion.diffusion.config import ObjectiveConfig
+from transfusion.diffusion.times import timestep_at
 from transfusion.sequence.batch import ImageSlots
 from transfusion.sequence.draws import Draws
 
@@ -65,7 +66,7 @@ def draw_images(
         drawn = draws.at(*image.counters)
         timestep, chance = drawn.random(2)
         limit = objective.noise_limit if image.is_seen else objective.num_timesteps
-        slots.timesteps[slot] = int(timestep * limit)
+        slots.timesteps[slot] = timestep_at(timestep, objective, limit=limit)
         slots.drop_caption[slot] = image.sees_text and chance < caption_drop
         latent = slots.latents[slot]
         # One image at a time and in place: it stays in the processor's cache.

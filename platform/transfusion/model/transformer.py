@@ -30,7 +30,7 @@ class ModelOutput(NamedTuple):
     """Of the next token, at the batch's text rows only."""
 
     epsilon: Float[Tensor, "m c h w"]
-    """The noise in each image slot, in fp32."""
+    """What is predicted of each image slot, in fp32: its noise, or what else the objective's target is."""
 
 
 class TransfusionModel(nn.Module):

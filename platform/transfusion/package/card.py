@@ -1,10 +1,16 @@
 """The model card, `README.md` of a package: what it is, how to use it, what it was made from."""
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor
 
+from transfusion.diffusion.config import TargetName
 from transfusion.package.format import PackageConfig, Weights
+
+_PREDICTED: Mapping[TargetName, str] = MappingProxyType(
+    {"epsilon": "the noise", "v": "v", "flow": "the velocity of the flow"}
+)
 
 
 def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, Tensor]]) -> str:
@@ -31,7 +37,8 @@ def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, 
         f"{config.latent_channels} x {config.latent_height} x {config.latent_width} latents, "
         f"{config.num_patches} positions |",
         f"| text | {config.num_pieces:,} sentencepiece pieces, context of {config.sequence_length} |",
-        f"| noise | {config.schedule}, {config.num_timesteps} timesteps, predicts the noise |",
+        f"| noise | {config.schedule}, {config.num_timesteps} timesteps, "
+        f"predicts {_PREDICTED[config.target]} |",
         f"| sampled by | {sampling.solver}, {sampling.num_inference_steps} steps, "
         f"guidance {sampling.guidance_scale:g} |",
         "",

@@ -13,13 +13,13 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from transfusion.config import Config, validate
-from transfusion.diffusion.config import ScheduleName
+from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName
 from transfusion.errors import ArtifactError
 from transfusion.model.config import ModelConfig
-from transfusion.package.config import SamplingDefaults
+from transfusion.package.config import SamplingDefaults, check_solver
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
 
@@ -69,6 +69,9 @@ class PackageConfig(Config):
     image_size_px: int = Field(ge=1)
     schedule: ScheduleName
     num_timesteps: int = Field(ge=2)
+    # Left out where they are the default: packages then read as they always did.
+    target: TargetName = Field("epsilon", exclude_if=lambda target: target == "epsilon")
+    timestep_shift: float = Field(1.0, exclude_if=lambda shift: shift == 1)
     sampling: SamplingDefaults
     lineage: list[LineageEntry] = []
     """Nearest first."""
@@ -82,6 +85,21 @@ class PackageConfig(Config):
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)*", name) or ".." in name.split("/"):
                 raise ValueError(f"a file name must stay inside the package, got {name!r}")
         return files
+
+    @model_validator(mode="after")
+    def _noise_can_be_taken_away(self) -> "PackageConfig":
+        check_solver(self.sampling.solver, self.noise.schedule)
+        return self
+
+    @property
+    def noise(self) -> NoiseConfig:
+        """How the model was taught to see noise."""
+        return NoiseConfig(
+            schedule=self.schedule,
+            num_timesteps=self.num_timesteps,
+            target=self.target,
+            timestep_shift=self.timestep_shift,
+        )
 
     @property
     def special(self) -> SpecialIds:

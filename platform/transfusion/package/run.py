@@ -9,9 +9,10 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.artifacts.publish import publish_folder
 from transfusion.config import validate
-from transfusion.errors import ArtifactError
+from transfusion.diffusion.config import ObjectiveConfig
+from transfusion.errors import ArtifactError, SpecError
 from transfusion.model.config import ModelConfig
-from transfusion.package.config import PackageStageConfig
+from transfusion.package.config import PackageStageConfig, check_solver
 from transfusion.package.format import (
     TOKENIZER,
     WEIGHT_FILES,
@@ -50,13 +51,19 @@ def describe(
 
     Raises:
         ArtifactError: The inputs do not belong together.
+        SpecError: The default solver does not fit the schedule that the run was trained on.
     """
     trained = inputs["run"].manifest.config
     planned = read_mixture(inputs["mixture"])
     model, faults = validate(ModelConfig, trained["model"], where="run: model")
     layout, more = validate(SequenceLayout, planned.layout, where="mixture: layout")
-    if model is None or layout is None:
-        raise ArtifactError("\n".join(faults + more))
+    objective, others = validate(ObjectiveConfig, trained["objective"], where="run: objective")
+    if model is None or layout is None or objective is None:
+        raise ArtifactError("\n".join(faults + more + others))
+    try:
+        check_solver(config.sampling.solver, objective.schedule)
+    except ValueError as error:
+        raise SpecError(f"package: sampling: {error}") from error
     _check_belongs(inputs)
     num_pieces = int(inputs["tokenizer"].metadata["num_pieces"])
     special = SpecialIds.after(num_pieces)
@@ -71,8 +78,10 @@ def describe(
         latent_height=planned.latent_height,
         latent_width=planned.latent_width,
         image_size_px=planned.latent_height * int(inputs["autoencoder"].metadata["downsampling"]),
-        schedule=trained["objective"]["schedule"],
-        num_timesteps=trained["objective"]["num_timesteps"],
+        schedule=objective.schedule,
+        num_timesteps=objective.num_timesteps,
+        target=objective.target,
+        timestep_shift=objective.timestep_shift,
         sampling=config.sampling,
         lineage=lineage(inputs.values()),
         files={},

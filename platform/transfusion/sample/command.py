@@ -49,7 +49,8 @@ def sample_to_files(
         raise SpecError(f"sample: mode must be auto, {', '.join(MODALITIES)}, got {mode!r}")
     sampler = Sampler(load_package(model_dir))
     if not isinstance(params, SamplingParams):
-        params = params_with(sampler.package.config.sampling, **params)
+        packaged = sampler.package.config
+        params = params_with(packaged.sampling, schedule=packaged.schedule, **params)
     size = sampler.package.config.image_size_px
     wanted = mode if mode != "auto" else ("image" if image is None else "text")
     chosen = params.model_copy(update={"modalities": MODALITIES[wanted]})

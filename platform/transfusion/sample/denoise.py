@@ -82,8 +82,7 @@ def draw_images(
     solver = make_solver(
         params.solver,
         num_steps=params.num_inference_steps,
-        schedule=config.schedule,
-        num_timesteps=config.num_timesteps,
+        noise=config.noise,
     )
     # Solvers multiply by tables that they keep in the dtype of the betas: the state stays fp32.
     state = draw_noise(generators, config.latent_shape).to(device)
@@ -92,14 +91,15 @@ def draw_images(
     for timestep in solver.timesteps:
         if watch is not None:
             watch()
-        times = torch.full((num_images,), int(timestep), device=device)
+        times = torch.full((num_images,), round(float(timestep)), device=device)
         encoded = model.encode_images(state, times).for_branches(branches)
         hidden = model.transform(encoded.patches, position_ids=position_ids, attention=attention)
-        epsilon = model.decode_images(hidden, times.repeat(branches), encoded).float()
+        prediction = model.decode_images(hidden, times.repeat(branches), encoded).float()
         if guided:
-            conditional, unconditional = epsilon.chunk(2)
-            epsilon = guide(conditional, unconditional, params.guidance_scale)
-        state = solver.step(epsilon, timestep, state, **noise).prev_sample
+            # Any target is linear in the noise, given x_t: to guide it is to guide the noise.
+            conditional, unconditional = prediction.chunk(2)
+            prediction = guide(conditional, unconditional, params.guidance_scale)
+        state = solver.step(prediction, timestep, state, **noise).prev_sample
     return state
 
 

@@ -5,8 +5,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from transfusion.config import validate
+from transfusion.diffusion.config import ScheduleName
 from transfusion.errors import SpecError
-from transfusion.package.config import SamplingDefaults
+from transfusion.package.config import SamplingDefaults, check_solver
 
 Modality = Literal["text", "image"]
 
@@ -41,14 +42,23 @@ class SamplingParams(SamplingDefaults):
         return self.modalities == ("image",)
 
 
-def params_with(defaults: SamplingDefaults, **chosen: Any) -> SamplingParams:
+def params_with(
+    defaults: SamplingDefaults, *, schedule: ScheduleName = "cosine", **chosen: Any
+) -> SamplingParams:
     """A package's defaults with what the caller chose; None stands for no choice.
 
+    Args:
+        schedule: The package's, which not every solver is made for.
+
     Raises:
-        SpecError: A value is out of range; all of them are named.
+        SpecError: A value is out of range, all of them are named; or the solver does not fit the schedule.
     """
     values = defaults.resolved() | {k: v for k, v in chosen.items() if v is not None}
     params, faults = validate(SamplingParams, values, where="")
     if params is None:
         raise SpecError(faults)
+    try:
+        check_solver(params.solver, schedule)
+    except ValueError as error:
+        raise SpecError(str(error)) from error
     return params

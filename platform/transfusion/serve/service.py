@@ -59,7 +59,7 @@ class Service:
             }
         )
         try:
-            return params_with(defaults, **chosen)
+            return params_with(defaults, schedule=self.package.schedule, **chosen)
         except SpecError as error:
             message = "; ".join(fault.lstrip(".: ") for fault in error.faults)
             param = next((name for name in chosen if name in message), None)

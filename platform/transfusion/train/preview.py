@@ -54,6 +54,8 @@ class Painter:
             image_size_px=plan.latent_height * self._autoencoder.downsampling,
             schedule=config.objective.schedule,
             num_timesteps=config.objective.num_timesteps,
+            target=config.objective.target,
+            timestep_shift=config.objective.timestep_shift,
             sampling=SAMPLING,
             files={},
         )

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from transfusion.diffusion.schedules import add_noise, alphas_cumprod
+from transfusion.diffusion.noising import Noising
 from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import LossSums, combine, loss_sums
 from transfusion.sequence.batch import PackedBatch
@@ -96,9 +96,7 @@ class TransformerTrainee:
             weights = whole.state_dict()
         fill(model, weights)
         self.model: nn.Module = model
-        self._schedule = alphas_cumprod(
-            config.objective.schedule, config.objective.num_timesteps
-        ).to(device)
+        self._noising = Noising.of(config.objective, device=device)
         self._make_painter = painter
         self._painter: Painter | None = None
         self._suspects: list[int] = []
@@ -239,8 +237,8 @@ class TransformerTrainee:
 
     def _forward(self, batch: PackedBatch) -> LossSums:
         there = batch.to(self._device, non_blocking=True)
-        noisy = add_noise(there.latents, there.noise, there.timesteps, self._schedule)
-        return loss_sums(self.model(there, noisy), there)
+        noised = self._noising.apply(there.latents, there.noise, there.timesteps)
+        return loss_sums(self.model(there, noised.latents), there, noised)
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
         lm = sums["lm"] / max(counts["text_tokens"], 1.0)
