@@ -1,5 +1,6 @@
 """Batches of a plan against a construction by hand from the tables, and against every way to come to them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,19 @@ def test_the_range_of_timesteps_is_the_objectives(mixture: Artifact) -> None:
     few = ObjectiveConfig(num_timesteps=10, noise_limit=3)
     batch = MixtureReader(mixture, seed=1, objective=few).micro_batch(0, 0)
     assert int(batch.timesteps.max()) < 10
+
+
+def test_another_draw_of_timesteps_draws_all_else_alike(mixture: Artifact) -> None:
+    """Runs that differ in their target, or in how its timesteps are drawn, can be compared image by image."""
+    plain = MixtureReader(mixture, seed=1).micro_batch(0, 0)
+    flow = ObjectiveConfig(
+        schedule="straight", target="flow", timestep_draw="logit_normal", timestep_shift=3.0
+    )
+    other = MixtureReader(mixture, seed=1, objective=flow).micro_batch(0, 0)
+    used = plain.image_weight.bool()
+    assert not torch.equal(other.timesteps[used], plain.timesteps[used])
+    assert torch.equal(other.timesteps[~used], plain.timesteps[~used])
+    assert same(dataclasses.replace(other, timesteps=plain.timesteps), plain)
 
 
 def test_an_altered_shard_is_found_and_a_step_beyond_the_plan_refused(tmp_path: Path) -> None:

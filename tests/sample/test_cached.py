@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.tiny import LATENT, NUM_PIECES, package_config, tiny_model
+from transfusion.diffusion.config import NoiseConfig
 from transfusion.diffusion.guidance import guide
 from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.diffusion.solvers import make_solver
@@ -81,9 +82,19 @@ def test_reading_into_the_cache_equals_the_full_forward_pass(adapter: str, atten
     torch.testing.assert_close(model.logits(hidden)[0], expected, **CLOSE)
 
 
+NOISES = [
+    NoiseConfig(),
+    NoiseConfig(target="v"),
+    NoiseConfig(schedule="straight", target="flow", timestep_shift=2.0),
+]
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_drawing_equals_denoising_by_the_training_forward_pass(scale: float) -> None:
-    model, config = tiny_model(), package_config()
+@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.target)
+def test_drawing_equals_denoising_by_the_training_forward_pass(
+    noise: NoiseConfig, scale: float
+) -> None:
+    model, config = tiny_model(), package_config(**noise.resolved())
     params = SamplingParams(
         solver="ddim", num_inference_steps=50, guidance_scale=scale, seed=5, modalities=("image",)
     )
@@ -91,11 +102,11 @@ def test_drawing_equals_denoising_by_the_training_forward_pass(scale: float) -> 
     prompt = (TextPart((3, 4, 5)), ImagePart(clean), TextPart((6, 7)))
     (result,) = generate(model, config, [Request(prompt, params)])
 
-    solver = make_solver("ddim", num_steps=50)
+    solver = make_solver("ddim", num_steps=50, noise=noise)
     state = draw_noise([torch.Generator().manual_seed(5)], LATENT)
     for timestep in solver.timesteps:
         before = [text(3, 4, 5), image(clean), text(6, 7)]
-        now = {"timestep": int(timestep)}
+        now = {"timestep": round(float(timestep))}
         epsilon = forward(model, [*before, image(state[0], **now)])[2][1:]
         if scale != 1:
             # What training shows where the caption is dropped: nothing before BOI.

@@ -13,12 +13,15 @@ from tests.train.worlds import (
     MadeUpSource,
     config,
     in_world,
+    make_trainee,
     result_file,
     rows,
     stop_after_four_steps,
     train,
     train_and_keep,
 )
+from transfusion.diffusion.config import ObjectiveConfig
+from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.model.transformer import TransfusionModel
 from transfusion.train.parallel import AveragedWeights, lanes_of, parameter_groups
 from transfusion.train.schedule import ema_decay, learning_rate
@@ -102,6 +105,50 @@ def test_any_number_of_workers_takes_the_steps_of_plain_torch(world, plain, work
     averaged = load(result_file(tmp_path, outcome, "ema.safetensors"))
     for name, tensor in zip(weights, average, strict=True):
         torch.testing.assert_close(averaged[name], tensor, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [{"target": "v"}, {"schedule": "straight", "target": "flow"}],
+    ids=lambda noise: noise["target"],
+)
+def test_a_step_and_a_validation_are_of_the_target_and_of_its_weights(world, noise):
+    objective = ObjectiveConfig(**noise, loss_weighting="min_snr", diffusion_weight=2.0)
+    source = MadeUpSource()
+    trainee = make_trainee(config(objective=objective), source)
+    model = TransfusionModel(
+        model_config(), vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0]
+    )
+    model.init_weights(config().seed)
+
+    def by_hand(batches):
+        total, images = 0.0, 0.0
+        for batch in batches:
+            time = batch.timesteps[:, None, None, None] / 999
+            if noise["target"] == "flow":
+                signal, drawn = 1 - time, time
+                target = batch.noise - batch.latents
+            else:
+                share = alphas_cumprod("cosine")[batch.timesteps][:, None, None, None]
+                signal, drawn = share.sqrt(), (1 - share).sqrt()
+                target = signal * batch.noise - drawn * batch.latents
+            with torch.no_grad():
+                made = model(batch, signal * batch.latents + drawn * batch.noise).epsilon
+            weight = torch.minimum(signal**2, 5 * drawn**2).flatten()
+            errors = (made - target).square().mean((1, 2, 3)) * weight
+            total += errors[batch.image_weight.bool()].sum().item()
+            images += batch.image_weight.sum().item()
+        return total / images
+
+    values = trainee.forward_backward(0).values
+    gradients = {n: p.grad.full_tensor() for n, p in trainee.model.named_parameters()}
+    assert all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values())
+    assert float(gradients["up.conv_out.weight"].abs().max()) > 0
+    lanes = [source.micro_batch(0, lane) for lane in range(source.lanes)]
+    assert values["diffusion_loss"] == pytest.approx(by_hand(lanes), rel=1e-4)
+    assert values["loss"] == pytest.approx(values["lm_loss"] + 2 * values["diffusion_loss"])
+    held_out = [source.validation(index) for index in range(source.num_validation)]
+    assert trainee.validate()["diffusion_loss"] == pytest.approx(by_hand(held_out), rel=1e-4)
 
 
 def test_a_run_that_two_workers_began_is_finished_by_one(world, plain, tmp_path):
