@@ -3,17 +3,27 @@
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import package_config, tiny_model, tiny_package
+from tests.tiny import model_config, package_config, tiny_model, tiny_package
+from transfusion.artifacts.artifact import Artifact
 from transfusion.config import validate
-from transfusion.diffusion.config import NoiseConfig
+from transfusion.diffusion.config import NoiseConfig, ObjectiveConfig
 from transfusion.diffusion.solvers import SOLVERS
-from transfusion.errors import ArtifactError
-from transfusion.package.config import SOLVER_STEPS, STRAIGHT_SOLVERS
+from transfusion.errors import ArtifactError, SpecError
+from transfusion.package import STAGE
+from transfusion.package import run as package_run
+from transfusion.package.config import (
+    SOLVER_STEPS,
+    STRAIGHT_SOLVERS,
+    PackageStageConfig,
+    SamplingDefaults,
+)
 from transfusion.package.format import PackageConfig
 from transfusion.package.load import load_package
 from transfusion.package.verify import package_digest, verify_package
@@ -159,3 +169,52 @@ def test_a_package_whose_noise_cannot_be_taken_away_is_refused(changed: dict, to
     )
     assert config is None
     assert told in faults[0]
+
+
+def run_of(monkeypatch: pytest.MonkeyPatch, objective: dict) -> dict:
+    """Inputs of the stage, where the run was trained with this objective."""
+    planned = SimpleNamespace(
+        layout={"patch_size": 2},
+        sequence_length=64,
+        latent_channels=4,
+        latent_height=4,
+        latent_width=4,
+    )
+    monkeypatch.setattr(package_run, "read_mixture", lambda _: planned)
+    monkeypatch.setattr(package_run, "_check_belongs", lambda _: None)
+    monkeypatch.setattr(package_run, "lineage", lambda _: [])
+    inputs = {role: Mock(spec=Artifact) for role in STAGE.inputs}
+    inputs["run"].manifest = SimpleNamespace(
+        config={"model": model_config().resolved(), "objective": objective}
+    )
+    inputs["tokenizer"].metadata = {"num_pieces": 40}
+    inputs["autoencoder"].metadata = {"downsampling": 4}
+    return inputs
+
+
+@pytest.mark.parametrize(
+    ("objective", "noise"),
+    [
+        # As runs recorded it before there were other targets.
+        ({"schedule": "linear", "num_timesteps": 900, "diffusion_weight": 5.0, "noise_limit": 500},
+         NoiseConfig(schedule="linear", num_timesteps=900)),
+        (ObjectiveConfig(target="v", loss_weighting="min_snr").resolved(), NoiseConfig(target="v")),
+        (ObjectiveConfig(schedule="straight", target="flow", timestep_shift=2.0).resolved(),
+         NoiseConfig(schedule="straight", target="flow", timestep_shift=2.0)),
+    ],
+)  # fmt: skip
+def test_a_package_learns_of_the_noise_from_its_run(
+    monkeypatch: pytest.MonkeyPatch, objective: dict, noise: NoiseConfig
+) -> None:
+    inputs = run_of(monkeypatch, objective)
+    described = package_run.describe(PackageStageConfig(), inputs, name="x")
+    assert described.noise == noise
+
+
+def test_a_default_solver_that_does_not_fit_the_run_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    inputs = run_of(monkeypatch, ObjectiveConfig(schedule="straight", target="flow").resolved())
+    config = PackageStageConfig(sampling=SamplingDefaults(solver="ddpm", num_inference_steps=250))
+    with pytest.raises(SpecError, match=r"package: sampling: solver must be one of ddim, dpm"):
+        package_run.describe(config, inputs, name="x")
