@@ -69,7 +69,7 @@ def _speed(mixture: Artifact, options: Options) -> list[Result]:
             images[0] += int(reader.micro_batch(step, 0).image_weight.sum())
 
     def undrawn() -> None:
-        # In this thread: without draws nothing lets go of the interpreter for long, and threads only contend for it.
+        # In this thread: without draws nothing lets go of the interpreter for long; threads only contend for it.
         images[0] = 0
         with mock.patch("transfusion.ingest.images.Draws", _NoDraws):
             for step in range(reader.steps):
