@@ -170,18 +170,20 @@ def running_decoders(num_processes: int) -> Decoders:
         found = _running.get(num_processes)
         if found is None or not found.usable:
             if found is not None:
-                found.close()
+                # Not closed: another thread may be at a good child of it.
+                _retired.append(found)
             found = _running[num_processes] = Decoders(num_processes)
         return found
 
 
 _running: dict[int, Decoders] = {}
+_retired: list[Decoders] = []
 _starting = threading.Lock()
 
 
 @atexit.register
 def _close_all() -> None:
-    for decoders in _running.values():
+    for decoders in [*_running.values(), *_retired]:
         decoders.close()
 
 

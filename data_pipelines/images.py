@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 
 from data_pipelines.ahead import Ahead
 from data_pipelines.decode import Reject as Undecodable
-from data_pipelines.decoders import Decoders
+from data_pipelines.decoders import SLOT_BYTES, Decoders
 from data_pipelines.documents import Document, Image, Rejected
 from data_pipelines.preparation import Preparation, Prepared
 from transfusion.artifacts.shards import Reject
@@ -55,7 +55,7 @@ def load_images(
     """Every image of the documents in their order, or why there is none; some are read and decoded ahead."""
     num_ahead = decoders.num_processes * REQUESTS_AHEAD
     with (
-        Ahead(_requests(_images(documents)), num_ahead) as requests,
+        Ahead(_requests(_images(documents), _most(preparation)), num_ahead) as requests,
         ThreadPoolExecutor(decoders.num_processes) as threads,
     ):
         waiting: deque[Future[list[LoadedImage | Reject]]] = deque()
@@ -84,13 +84,19 @@ def _images(documents: Iterable[Document | Rejected]) -> Iterator[_Pending | Rej
                 yield _Pending(document, index, image)
 
 
-def _requests(items: Iterable[_Pending | Reject]) -> Iterator[list[_Pending | Reject]]:
+def _most(preparation: Preparation) -> int:
+    """Images of a request: the crops of all must fit a decoder's slot."""
+    largest = 3 * max(height * width for height, width in preparation.sizes_px)
+    return max(1, min(IMAGES_PER_REQUEST, SLOT_BYTES // largest))
+
+
+def _requests(items: Iterable[_Pending | Reject], most: int) -> Iterator[list[_Pending | Reject]]:
     request: list[_Pending | Reject] = []
     size_bytes = 0
     for item in items:
         request.append(item)
         size_bytes += len(item.image.data) if isinstance(item, _Pending) else 0
-        if len(request) == IMAGES_PER_REQUEST or size_bytes >= BYTES_PER_REQUEST:
+        if len(request) == most or size_bytes >= BYTES_PER_REQUEST:
             yield request
             request, size_bytes = [], 0
     if request:

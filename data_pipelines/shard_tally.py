@@ -24,25 +24,37 @@ class Tally:
         self._rejects_path = context.pool
 
     def found(self, record: ShardRecord) -> None:
-        """Counts a shard that was there before.
-
-        Raises:
-            ArtifactError: Too large a part of the rows so far was rejected.
-        """
+        """Counts a shard that was there before."""
         self._input += record.outcomes.input
         self._rejected.update(record.outcomes.rejected)
         for entry in record.files:
             if entry.name == REJECTS and entry.rows:
                 self._rejects_path = entry.path
-        self._check()
 
     def made(self, record: ShardRecord, *, busy_s: float, span_s: float) -> None:
-        """Counts a shard that this run made. Raises as `found` does."""
+        """Counts a shard that this run made. Raises as `check` does."""
         self._written += record.outcomes.written
         self._bytes += sum(entry.bytes for entry in record.files)
         self._busy_s += busy_s
         self._span_s += span_s
         self.found(record)
+        self.check()
+
+    def check(self) -> None:
+        """Looks at all rows so far: asked once of those that were there, whose order says nothing.
+
+        Raises:
+            ArtifactError: Too large a part of them was rejected.
+        """
+        rejected, most = self._rejected.total(), self._context.resources.pool.max_reject_fraction
+        if self._input < MIN_ROWS or rejected <= most * self._input:
+            return
+        table = self._context.store.url(self._rejects_path)
+        raise ArtifactError(
+            f"{self._context.name}: {rejected:,} of the first {self._input:,} rows were rejected, more than "
+            f"pool.max_reject_fraction {most:g}: {self._reasons()}. One of the tables that say which and why: "
+            f"{table}. Mend the source or the limits, or raise the fraction in the profile"
+        )
 
     def shown(self) -> dict[str, str]:
         """What stands beside the progress."""
@@ -71,17 +83,6 @@ class Tally:
 
     def _reasons(self) -> str:
         return ", ".join(f"{count:,} {reason}" for reason, count in self._rejected.most_common(4))
-
-    def _check(self) -> None:
-        rejected, most = self._rejected.total(), self._context.resources.pool.max_reject_fraction
-        if self._input < MIN_ROWS or rejected <= most * self._input:
-            return
-        table = self._context.store.url(self._rejects_path)
-        raise ArtifactError(
-            f"{self._context.name}: {rejected:,} of the first {self._input:,} rows were rejected, more than "
-            f"pool.max_reject_fraction {most:g}: {self._reasons()}. One of the tables that say which and why: "
-            f"{table}. Mend the source or the limits, or raise the fraction in the profile"
-        )
 
 
 def _bytes(count: int) -> str:

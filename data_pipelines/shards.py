@@ -18,7 +18,7 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import FileEntry, Outcomes
 from transfusion.artifacts.pool import PAGE_RECORDS, ShardPool, ShardRecord, shard_key
-from transfusion.errors import ArtifactError
+from transfusion.errors import ArtifactError, StoreUnavailableError
 from transfusion.stage import Made, PoolResources, StageContext
 
 MAX_ATTEMPTS = 3
@@ -190,6 +190,7 @@ def run_shards(
     tally = Tally(context, unit)
     for record in records.values():
         tally.found(record)
+    tally.check()
     missing = [task for task in tasks if task.key not in records]
     missing = missing or _damaged(context, pool, tasks, records)
     if not missing:
@@ -263,7 +264,9 @@ def attempt_shard(worker: ShardWorker, task: ShardTask) -> Attempt:
     try:
         made = worker.make(task)
     except ArtifactError as error:
-        return Attempt(task, None, str(error), final=True)
+        # An outage may end; anything else of this kind stays as it is.
+        final = not isinstance(error, StoreUnavailableError)
+        return Attempt(task, None, str(error), final=final)
     except Exception as error:
         return Attempt(task, None, f"{type(error).__name__}: {error}")
     if isinstance(made, Measured):

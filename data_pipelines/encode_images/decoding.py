@@ -15,11 +15,15 @@ from data_pipelines.preparation import Preparation
 from data_pipelines.sources.source import ShardDescriptor, open_listing
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.shards import Reject
+from transfusion.errors import ArtifactError
 from transfusion.stage import PoolResources
 
 BATCHES_AHEAD = 2
 SHARDS_AT_ONCE = 2
 """While one shard encodes, the next one decodes its first batches."""
+
+PLACED_WITHIN_S = 1800
+"""An autoscaler may have to bring a node first."""
 
 
 class Here:
@@ -52,6 +56,13 @@ class Elsewhere:
             .options(num_cpus=num_cpus, max_concurrency=SHARDS_AT_ONCE, max_restarts=-1)
             .remote(listing, config, max(1, int(num_cpus)))
         )
+        # Ray Data does not count this actor: where encoders hold all CPUs it would be waited for without a word.
+        ready, _ = ray.wait([self._actor.__ray_ready__.remote()], timeout=PLACED_WITHIN_S)
+        if not ready:
+            raise ArtifactError(
+                f"no node has {num_cpus:g} CPUs for an actor that decodes: add CPU nodes, lower pool.decode_cpus "
+                "or the number of actors, or set pool.decoding to fused"
+            )
 
     def batches(self, shard: ShardDescriptor) -> Iterator[Batch | Reject]:
         """As those of `Here`."""

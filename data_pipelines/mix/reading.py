@@ -227,8 +227,8 @@ def _words(digests: np.ndarray, first_byte: int, kind: str) -> UInt64[np.ndarray
 def _takedown(config: MixConfig) -> pa.Array:
     if config.takedown is None:
         return pa.array([], pa.string())
-    text = Path(config.takedown).expanduser().read_text("utf-8")
-    return pa.array(sorted({line.strip() for line in text.splitlines()} - {""}), pa.string())
+    text = Path(config.takedown).expanduser().read_text("utf-8-sig")
+    return pa.array(sorted({line.strip() for line in text.split("\n")} - {""}), pa.string())
 
 
 def _are_listed(keys: pa.ChunkedArray, listed: pa.Array) -> Bool[np.ndarray, " d"]:

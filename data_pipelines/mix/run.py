@@ -96,8 +96,8 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
 
 def _constants_of_inputs(config: MixConfig, inputs: Mapping[str, Artifact]) -> tuple[int, Latent]:
     """Pieces of the tokenizer and shape of the latents, which all sources must share."""
-    pieces: dict[int, str] = {}
-    latents: dict[Latent, str] = {}
+    pieces: dict[tuple[int, str | None], str] = {}
+    latents: dict[tuple[Latent, str | None], str] = {}
     for name, source in config.sources.items():
         for field, role, kind in (
             ("tokens", source.tokens, "tokens"),
@@ -107,18 +107,27 @@ def _constants_of_inputs(config: MixConfig, inputs: Mapping[str, Artifact]) -> t
                 raise ArtifactError(
                     f"sources.{name}.{field}: the input {role!r} holds {inputs[role].kind}, not {kind}"
                 )
-        pieces.setdefault(inputs[source.tokens].metadata["num_pieces"], name)
+        tokens = inputs[source.tokens]
+        tokenizer = (
+            tokens.input("tokenizer").manifest.digest
+            if "tokenizer" in tokens.manifest.inputs
+            else None
+        )
+        pieces.setdefault((tokens.metadata["num_pieces"], tokenizer), name)
         if source.latents is not None:
-            latents.setdefault(_latent(name, inputs[source.latents]), name)
-    for what, found in (("tokenizers", pieces), ("latent shapes", latents)):
+            made = inputs[source.latents]
+            latents.setdefault((_latent(name, made), made.metadata.get("autoencoder")), name)
+    for what, found in (("tokenizers", pieces), ("autoencoders or latent shapes", latents)):
         if len(found) > 1:
             raise ArtifactError(
-                f"sources: {', '.join(map(str, found.values()))} have different {what} "
-                f"({', '.join(map(str, found))}); one model reads one kind"
+                f"sources: {', '.join(found.values())} have different {what} "
+                f"({', '.join(f'{kind}, digest {digest}' for kind, digest in found)}); one model reads one kind"
             )
     # Text alone: a latent of one patch stands in, and no sequence holds any.
     patch = config.layout.patch_size
-    return next(iter(pieces)), next(iter(latents), Latent(channels=1, height=patch, width=patch))
+    (num_pieces, _), *_ = pieces
+    latent = next((latent for latent, _ in latents), Latent(channels=1, height=patch, width=patch))
+    return num_pieces, latent
 
 
 def _latent(name: str, artifact: Artifact) -> Latent:

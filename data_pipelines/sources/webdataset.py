@@ -94,6 +94,9 @@ def list_shards(config: WebdatasetConfig) -> list[ShardDescriptor]:
     rules = config.identity()
     metadata = identify("metadata", list(config.metadata_fields))
     rules.pop("metadata_fields", None)
+    if config.caption_field is None and not config.metadata_fields:
+        # A sample whose `.json` is broken is then a document.
+        rules["json"] = "unread"
     return [
         ShardDescriptor(
             identity=identify("webdataset", [file.key, file.mark, rules]),

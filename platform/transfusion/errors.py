@@ -24,3 +24,7 @@ class SpecError(TransfusionError):
 
 class ArtifactError(TransfusionError):
     """An artifact, a store or raw input that is missing, short, altered or of the wrong kind."""
+
+
+class StoreUnavailableError(ArtifactError):
+    """A store that did not answer for as long as one waits: the same may go well later."""

@@ -15,7 +15,8 @@ from transfusion.runner.gc import collect_garbage
 from transfusion.storage.local import LocalStore
 from transfusion.storage.store import Store, open_store
 
-FOLDER = "stage/pool"
+USES = "data_pipelines.stage"
+FOLDER = f"{USES}/pool"
 
 
 def key_of(index: int) -> str:
@@ -158,10 +159,10 @@ def test_gc_deletes_records_before_data_and_keeps_what_a_manifest_reaches(tmp_pa
     used = [records[key_of(0)], records[key_of(1)]]
     content = Content(kind="latents", files=[file for record in used for file in record.files])
     manifest = Manifest(
-        stage="s", uses="stage", version=1, fingerprint="f" * 64, payload={}, config={}, inputs={},
+        stage="s", uses=USES, version=1, fingerprint="f" * 64, payload={}, config={}, inputs={},
         content=content, digest=content.digest(),
     )  # fmt: skip
-    store.write(manifest_path("stage", "f" * 64), manifest.model_dump_json().encode())
+    store.write(manifest_path(USES, "f" * 64), manifest.model_dump_json().encode())
     age(tmp_path, 48)
     assert ["/records/" in path for path in garbage(store, delete=True)] == [True] * 2 + [False] * 2
     assert pool.finished(records) == {record.key: record for record in used}

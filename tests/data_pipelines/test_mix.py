@@ -5,17 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.encode_images import STAGE as ENCODE_STAGE
 from data_pipelines.mix.config import MixConfig, MixSource, check
-from tests.pipeline import make, make_mixture
+from tests.pipeline import commit, make, make_mixture
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.mixture import References, read_mixture
 from transfusion.artifacts.shards import index_entries, read_rejects
 from transfusion.artifacts.tables import load_table
 from transfusion.errors import ArtifactError
 from transfusion.ingest.reader import MixtureReader
 from transfusion.sequence.held_out import is_held_out
+from transfusion.stage import Made
 
 MIX = "data_pipelines.mix"
+ENCODE = "data_pipelines.encode_images"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +90,9 @@ def test_held_out_documents_are_never_trained_on_and_the_only_ones_validated(
 def test_a_takedown_list_takes_away(mixture: Artifact, tmp_path: Path) -> None:
     gone = sorted(key for key in keys_of(mixture) if key.startswith("pairs/"))[:5]
     takedown = tmp_path / "takedown.txt"
-    takedown.write_text("\n".join(key.removeprefix("pairs/") for key in gone) + "\n")
+    # As editors on some systems write it.
+    lines = "\r\n".join(key.removeprefix("pairs/") for key in gone) + "\r\n"
+    takedown.write_bytes(lines.encode("utf-8-sig"))
     without = remake(mixture, takedown=str(takedown), num_steps=30)
     assert without.manifest.content.outcomes.filtered["takedown"] == 5
     assert not keys_of(without) & set(gone)
@@ -169,6 +175,49 @@ def test_inputs_that_do_not_belong_together_are_told_apart(mixture: Artifact) ->
         remake(mixture, sources={"pairs": {"latents": "captions", "tokens": "captions"}})
     with pytest.raises(ArtifactError, match="multiple of patch_size 3"):
         remake(mixture, layout={"patch_size": 3})
+
+
+def altered(latents: Artifact, *, without: str = "", **metadata: object) -> Artifact:
+    """The same latents but for a shard and what is said of them."""
+    content = latents.manifest.content
+    kept = [file for file in content.files if file.name.partition("/")[0] != without]
+    made = Made(files=kept, metadata={**content.metadata, **metadata})
+    inputs = {"autoencoder": latents.input("autoencoder")}
+    identity = fingerprint({"without": without, **metadata})
+    return commit(latents.store, ENCODE, ENCODE_STAGE, identity, {}, inputs, made)
+
+
+def with_latents(mixture: Artifact, latents: Artifact) -> Artifact:
+    inputs = {role: mixture.input(role) for role in mixture.manifest.inputs}
+    config = {**mixture.manifest.config, "num_steps": 30}
+    return make(Path(mixture.store.uri), MIX, config, {**inputs, "latents": latents})
+
+
+def test_a_mix_goes_without_the_shards_that_its_latents_set_aside(mixture: Artifact) -> None:
+    latents, tokens = mixture.input("latents"), mixture.input("captions")
+    gone, *others = index_entries(tokens)
+    keys = {
+        shard_id: set(load_table(tokens.store, entry)["key"].to_pylist())
+        for shard_id, entry in index_entries(tokens).items()
+    }
+    plan = with_latents(mixture, altered(latents, without=gone, quarantined={gone: "OSError"}))
+    found = {key.removeprefix("pairs/") for key in keys_of(plan) if key.startswith("pairs/")}
+    assert not found & keys[gone]
+    assert all(found & keys[shard_id] for shard_id in others)
+    with pytest.raises(ArtifactError, match="1 shards of the tokens have no latents"):
+        with_latents(mixture, altered(latents, without=gone))
+
+
+def test_latents_of_two_autoencoders_of_one_shape_are_not_mixed(mixture: Artifact) -> None:
+    inputs = {role: mixture.input(role) for role in mixture.manifest.inputs}
+    inputs["others"] = altered(inputs["latents"], autoencoder="another")
+    sources = {
+        "pairs": {"latents": "latents", "tokens": "captions"},
+        "again": {"latents": "others", "tokens": "captions"},
+        "prose": {"tokens": "prose"},
+    }
+    with pytest.raises(ArtifactError, match="again, pairs have different autoencoders"):
+        make(Path(mixture.store.uri), MIX, {**mixture.manifest.config, "sources": sources}, inputs)
 
 
 def test_a_role_that_is_no_input_is_a_fault_of_the_job() -> None:

@@ -14,6 +14,7 @@ from data_pipelines.shards import (
     Measured,
     ShardRun,
     ShardTask,
+    attempt_shard,
     in_process,
     on_ray,
     run_shards,
@@ -24,7 +25,7 @@ from tests.pipeline import make_context
 from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
 from transfusion.artifacts.shards import REJECTS, ROWS, Reject, rejects_table
-from transfusion.errors import ArtifactError
+from transfusion.errors import ArtifactError, StoreUnavailableError
 from transfusion.stage import PoolResources, Resources, StageContext
 from transfusion.storage.store import open_store
 
@@ -165,6 +166,30 @@ def test_a_run_that_rejects_too_much_stops_and_says_what_and_where(context: Stag
     assert go(8).made({}).outcomes == Outcomes(
         input=4000, written=1600, rejected={"truncated": 2400}
     )
+
+
+def test_what_passed_on_the_way_passes_again_when_it_is_there(context: StageContext) -> None:
+    # Of the last shard alone most is rejected, of all of them little; found again, it comes first.
+    good, bad = tasks(4, written=1000)[:3], tasks(4, written=400, rejected=600)[3:]
+    factory = functools.partial(CountRows, context.store, context.pool, frozenset())
+    for todo in ([*good, *bad], [*bad, *good]):
+        made = run_shards(
+            context, tasks=todo, factory=factory, unit="rows counted", launch=in_process
+        ).made({})
+        assert made.outcomes == Outcomes(input=4000, written=3400, rejected={"truncated": 600})
+
+
+def test_an_outage_of_the_store_is_tried_again_and_a_fault_of_the_data_is_not() -> None:
+    class Faulty:
+        def __init__(self, fault: Exception) -> None:
+            self._fault = fault
+
+        def make(self, task: ShardTask) -> ShardRecord:
+            raise self._fault
+
+    (task,) = tasks(1)
+    assert not attempt_shard(Faulty(StoreUnavailableError("away")), task).final
+    assert attempt_shard(Faulty(ArtifactError("changed")), task).final
 
 
 def test_few_rows_may_all_be_rejected(context: StageContext) -> None:

@@ -297,6 +297,15 @@ def test_identity_follows_tars_and_rules_and_metadata_stands_apart(tmp_path: Pat
     ]  # fmt: skip
 
 
+def test_whether_sidecars_are_read_is_part_of_the_identity(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", pair("a"))
+    read, other, unread = (
+        identities(WebdatasetConfig(path=str(tmp_path), metadata_fields=fields))
+        for fields in (("width",), ("height",), ())
+    )
+    assert read == other != unread
+
+
 def test_a_tar_is_held_a_sample_at_a_time(tmp_path: Path) -> None:
     image = os.urandom(1 << 20)
     members = [(f"{i:04}.{end}", image) for i in range(64) for end in ("jpg", "npy")]

@@ -136,6 +136,19 @@ def test_gc_lists_what_no_manifest_reaches_and_deletes_only_when_asked(
     assert [entry.path for entry in store.list("")] == in_use
 
 
+def test_gc_touches_nothing_but_a_stores_own_objects(job_file: Path, tmp_path: Path) -> None:
+    run(job_file)
+    store = tmp_path / "store"
+    for name in ("laion/0.tar", "data_pipelines/code.py", "notes.txt"):
+        (store / name).parent.mkdir(exist_ok=True)
+        (store / name).write_bytes(b"somebody else's")
+    told = list(collect_garbage(str(store), older_than_hours=0.0, delete=True))
+    assert told[-1].startswith("0 objects")
+    with pytest.raises(ArtifactError, match="is no store's root, but holds one below"):
+        list(collect_garbage(str(tmp_path), older_than_hours=0.0, delete=True))
+    assert (store / "laion/0.tar").exists()
+
+
 def test_a_profile_with_a_misspelt_key_is_refused_with_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "profile.yaml"
     file.write_text("train: {num_worker: 4}\n")

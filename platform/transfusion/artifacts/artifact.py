@@ -79,7 +79,8 @@ class Artifact:
         root = cache_folder() / "folders" / self.manifest.digest
         for entry, place in places:
             target = root / entry.name
-            if not target.exists():
+            # A copy that was found damaged has been fetched anew: the old link is not it.
+            if not (target.exists() and target.samefile(place)):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.parent / f".tmp-{uuid.uuid4().hex}"
                 os.link(place, temporary)

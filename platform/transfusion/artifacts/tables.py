@@ -23,17 +23,29 @@ ROWS_PER_GROUP = 512
 
 def table_digest(table: pa.Table) -> str:
     """Digest of the logical rows: names, types and values, whatever the chunking or the file's packing."""
+    columns = [_wide(column) for column in table.columns]
+    fields = zip(table.schema.remove_metadata(), columns, strict=True)
     flat = pa.Table.from_arrays(
         [
             pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-            for column in table.columns
+            for column in columns
         ],
-        schema=table.schema.remove_metadata(),
+        schema=pa.schema([field.with_type(column.type) for field, column in fields]),
     )
     digest = hashlib.sha256()
     with pa.ipc.new_stream(_Hashing(digest), flat.schema) as stream:
         stream.write_table(flat, max_chunksize=1 << 20)
     return digest.hexdigest()
+
+
+def _wide(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column that one array can hold: 32-bit offsets end at 2 GiB."""
+    if column.nbytes >= _MOST_NARROW_BYTES and pa.types.is_binary(column.type):
+        return column.cast(pa.large_binary())
+    return column
+
+
+_MOST_NARROW_BYTES = 2**31 - 2**24
 
 
 class _Hashing(io.RawIOBase):

@@ -98,16 +98,23 @@ def shard_entries(
         ArtifactError: The two were not made from the same listing.
     """
     token_entries = index_entries(tokens)
+    ids = shard_ids(tokens, latents)
     if latents is None:
-        return [(entry, None) for entry in token_entries.values()]
+        return [(token_entries[shard_id], None) for shard_id in ids]
     latent_entries = index_entries(latents)
-    missing = sorted(token_entries.keys() - latent_entries.keys())
+    missing = [shard_id for shard_id in ids if shard_id not in latent_entries]
     if missing:
         raise ArtifactError(
             f"{tokens.store.url(tokens.path)} and {latents.store.url(latents.path)}: "
             f"{len(missing)} shards of the tokens have no latents; make both from the same listing"
         )
-    return [(entry, latent_entries[shard_id]) for shard_id, entry in token_entries.items()]
+    return [(token_entries[shard_id], latent_entries[shard_id]) for shard_id in ids]
+
+
+def shard_ids(tokens: Artifact, latents: Artifact | None) -> list[str]:
+    """The shards of a source as a plan numbers them: without those that the latents had to set aside."""
+    gone = latents.metadata.get("quarantined", {}) if latents is not None else {}
+    return [shard_id for shard_id in index_entries(tokens) if shard_id not in gone]
 
 
 def perceptual_hashes(

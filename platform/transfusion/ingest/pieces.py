@@ -18,8 +18,8 @@ class Cut(NamedTuple):
     """EOS stands after the last."""
 
     def has_text(self, first: int, last: int) -> bool:
-        """Whether one of the parts `first` to `last` is text."""
-        return any(not isinstance(part, int) for part in self.parts[first:last])
+        """Whether one of the parts `first` to `last` is text, and not an empty one."""
+        return any(not isinstance(part, int) and len(part) > 0 for part in self.parts[first:last])
 
 
 def cut(

@@ -18,7 +18,7 @@ from transfusion.artifacts.tables import ROWS_PER_GROUP
 from transfusion.errors import ArtifactError
 from transfusion.ingest.cache import Cache
 from transfusion.ingest.images import LatentGroup
-from transfusion.ingest.index import read_shard_index
+from transfusion.ingest.index import read_shard_index, shard_ids
 from transfusion.storage.store import Store
 
 
@@ -67,7 +67,7 @@ class SourceReader:
     ) -> None:
         self._name, self._cache, self._shape = name, cache, latent_shape
         self._store: Store = tokens.store
-        ids = list(row_entries(tokens))
+        ids = shard_ids(tokens, latents)
         self.num_shards = len(ids)
         token_rows, token_index = row_entries(tokens), index_entries(tokens)
         self._tokens = [token_rows[shard_id] for shard_id in ids]

@@ -1,14 +1,21 @@
 """Garbage: what no manifest reaches."""
 
+import re
 import time
 from collections.abc import Iterable, Iterator
 
 from pydantic import ValidationError
 
-from transfusion.artifacts.manifest import Manifest
+from transfusion.artifacts.manifest import Manifest, manifest_path
 from transfusion.artifacts.pool import ShardPool
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Entry, Store, open_store
+
+_OURS = re.compile(r"(transfusion|data_pipelines)[\w.]*/(pool|[0-9a-f]{16})/")
+"""What a store's objects are called. Whatever else lies below its root is somebody else's: raw data, a project."""
+
+LOOK_AGAIN_EVERY = 500
+"""Deletions after which it is asked again whether a run has begun meanwhile."""
 
 
 def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Iterator[str]:
@@ -17,13 +24,16 @@ def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Itera
     A shard of an unfinished stage and a checkpoint of an unfinished run are garbage too once nothing has been
     written beside them for the limit. What counts is the folder's youngest object, not the object's own age: a
     run of days needs its first shards to the end, and one that goes on from old shards has marked their pool.
+
+    Raises:
+        ArtifactError: A manifest cannot be read, or belongs to a store below this folder.
     """
     store = open_store(uri)
     entries = list(store.list(""))
     reached = _reached(store, entries)
     horizon = time.time() - older_than_hours * 3600
     youngest = _youngest(entries)
-    loose = [entry for entry in entries if entry.path not in reached]
+    loose = [entry for entry in entries if entry.path not in reached and _OURS.match(entry.path)]
     old = [entry for entry in loose if youngest[_unit(entry.path)] <= horizon]
     # Records first: no run may find one of which the data are gone.
     old.sort(key=lambda entry: (_unit(entry.path), "/records/" not in entry.path, entry.path))
@@ -31,8 +41,8 @@ def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Itera
     woken: dict[str, bool] = {}
     for entry in old:
         unit = _unit(entry.path)
-        if delete and unit not in woken:
-            # Reading manifests took a while: a run may have begun here since.
+        if delete and (unit not in woken or len(removed) % LOOK_AGAIN_EVERY == 0):
+            # Reading manifests took a while, and so does deleting: a run may have begun here since.
             woken[unit] = any(e.modified_s > horizon for e in store.list_fanned(unit))
         if woken.get(unit):
             continue
@@ -73,6 +83,10 @@ def _reached(store: Store, entries: list[Entry]) -> set[str]:
                     f"{store.url(entry.path)}: cannot be read as a manifest, so what it holds cannot be "
                     "told from garbage; move it away or use the version that wrote it"
                 ) from error
+            if entry.path != manifest_path(manifest.uses, manifest.fingerprint):
+                raise ArtifactError(
+                    f"{store.uri}: is no store's root, but holds one below: {entry.path}; name that store's root"
+                )
             reached.add(entry.path)
             reached |= {file.path for file in manifest.content.files}
     for folder in {_unit(entry.path) for entry in entries if "/pool/records/" in entry.path}:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
-from transfusion.errors import ArtifactError
+from transfusion.errors import ArtifactError, StoreUnavailableError
 
 T = TypeVar("T")
 
@@ -126,7 +126,8 @@ def patiently(verb: str, url: str, request: Callable[[Any], T]) -> T:
                 time.sleep(random.uniform(0.5, 1.0) * min(8.0, 2.0 ** (attempt - 2)))  # noqa: S311
                 continue
             tried = "" if advice else f" in {attempt} tries over {spent:.0f} s"
-            raise ArtifactError(
+            kind = ArtifactError if advice else StoreUnavailableError
+            raise kind(
                 f"{url}: could not {verb}{tried}: {type(error).__name__}: {error}"
                 f"; {advice or 'the server is away or overloaded; run it again when it is back'}"
             ) from error
