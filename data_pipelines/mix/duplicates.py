@@ -53,8 +53,12 @@ def settle(
                 lambda hashes: later_near(hashes, near_bits), _column(parts, "phash"), hashed
             )
     elsewhere = _held_out_elsewhere(parts, is_held_out)
-    if elsewhere is not None:
-        away["held_out"] = elsewhere
+    inside = _shares_an_image(parts, is_held_out)
+    if elsewhere is not None or inside is not None:
+        none = np.zeros(len(is_held_out), bool)
+        away["held_out"] = (none if elsewhere is None else elsewhere) | (
+            none if inside is None else inside
+        )
     return _parted(candidates, is_held_out, away)
 
 
@@ -71,6 +75,24 @@ def _held_out_elsewhere(
         return None
     suspects = numbers[is_held_out]
     return ~is_held_out & np.isin(numbers, suspects[suspects >= kept.min()])
+
+
+def _shares_an_image(
+    parts: list[Candidates], is_held_out: Bool[np.ndarray, " n"]
+) -> Bool[np.ndarray, " n"] | None:
+    """What has any image in common with a held-out document, where either has several."""
+    firsts = np.cumsum([0, *(len(part.is_held_out) for part in parts)])
+    images = _column(parts, "later_images")
+    if not len(images) or not is_held_out.any():
+        return None
+    owners = np.concatenate(
+        [part.later_owner + first for part, first in zip(parts, firsts[:-1], strict=True)]
+    )
+    numbers = _column(parts, "held_out_number")
+    later = images[is_held_out[owners]]
+    found = np.isin(numbers, later)
+    found[owners[np.isin(images, np.concatenate([numbers[is_held_out], later]))]] = True
+    return found & ~is_held_out
 
 
 def _parted(

@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, UInt64
+from jaxtyping import Bool, Int64, UInt64
 
 from data_pipelines.mix.conditions import Filter
 from data_pipelines.mix.config import MixConfig, MixSource
@@ -30,6 +30,7 @@ from transfusion.artifacts.mixture import MAX_START
 from transfusion.artifacts.shards import REJECTS_SCHEMA
 from transfusion.ingest.index import (
     ShardIndex,
+    digest_words,
     perceptual_hashes,
     read_shard_index,
     shard_entries,
@@ -53,6 +54,10 @@ class Candidates:
     is_held_out: Bool[np.ndarray, " d"]
     held_out_number: UInt64[np.ndarray, " d"]
     """The first bytes of what identifies a document: by it documents are held out."""
+    later_images: UInt64[np.ndarray, " i"]
+    """The same of all images but the first of documents that have several."""
+    later_owner: Int64[np.ndarray, " i"]
+    """Which of the documents they belong to."""
     content: UInt64[np.ndarray, " d"]
     """The same in exact duplicates."""
     phash: UInt64[np.ndarray, " d"]
@@ -129,10 +134,13 @@ class SourceReading:
             )
             bits |= passes.astype(np.uint16) << np.uint16(number)
         phash, has_phash = self._first_hashes(index)
+        later_images, later_owner = _later_images(index, left)
         return Candidates(
             documents=self._documents(index, shard, length, bits, left),
             is_held_out=held_out(index.content, fraction)[left],
             held_out_number=_words(index.content, 0, ">u8")[left],
+            later_images=later_images,
+            later_owner=later_owner,
             content=_exact(index)[left],
             phash=phash[left],
             has_phash=has_phash[left],
@@ -209,6 +217,21 @@ class SourceReading:
         return hashes[rows], one_image & known[rows]
 
 
+def _later_images(
+    index: ShardIndex, left: Bool[np.ndarray, " d"]
+) -> tuple[UInt64[np.ndarray, " i"], Int64[np.ndarray, " i"]]:
+    """Numbers of the images but the first, and the place of their document among those that are left."""
+    several = np.flatnonzero(left & (index.images > 1) & (index.first_image >= 0))
+    if index.latents is None or not len(several):
+        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
+    counts = index.images[several] - 1
+    ends = np.cumsum(counts, dtype=np.int64)
+    within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
+    rows = np.repeat(index.first_image[several] + 1, counts) + within
+    numbers = digest_words(index.latents["sha256"]).byteswap()[rows]
+    return numbers, np.repeat(np.cumsum(left)[several] - 1, counts)
+
+
 def _exact(index: ShardIndex) -> UInt64[np.ndarray, " d"]:
     """Of a pair its image, whatever is said of it; of other documents text, first image and number of images."""
     of_image, of_text = _words(index.content, 8, "<u8"), _words(index.text_content, 8, "<u8")
@@ -270,12 +293,16 @@ def _joined(parts: list[Candidates]) -> Candidates:
     filtered: Counter[str] = Counter()
     for part in parts:
         filtered.update(part.filtered)
+    firsts = np.cumsum([0, *(len(part.is_held_out) for part in parts)])
+    owners = [part.later_owner + first for part, first in zip(parts, firsts[:-1], strict=True)]
     return Candidates(
         documents=Documents.join([part.documents for part in parts]),
         num_documents=sum(part.num_documents for part in parts),
         filtered=dict(filtered),
         rejects=pa.concat_tables([part.rejects for part in parts]),
         num_shards=len(parts),
+        later_images=column("later_images"),
+        later_owner=np.concatenate(owners),
         **{name: column(name) for name in arrays},
     )
 

@@ -10,9 +10,10 @@ import pytest
 from data_pipelines.mix.conditions import Filter
 from data_pipelines.mix.config import MixConfig, check
 from data_pipelines.mix.near import NearIndex, later_near
-from tests.mixes import Doc, filtered, inputs_of, keys_of, mix, pair, prose
+from tests.mixes import Doc, filtered, inputs_of, keys_of, mix, pair, prose, sha_of_image
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
+from transfusion.sequence.held_out import is_held_out
 
 VALUES = {
     "a": {"score": 4.5, "licence": "cc0", "safe": True, "id": 2**60 + 1},
@@ -208,6 +209,37 @@ def test_what_one_source_is_validated_on_no_other_is_trained_on(tmp_path: Path) 
         trained[source].add(number)
     assert trained["little"] == trained["much"]
     assert len(trained["much"]) < 70
+
+
+def test_no_document_that_shares_an_image_with_a_held_out_one_is_trained_on(
+    tmp_path: Path,
+) -> None:
+    """Whichever of the two is a pair or a page, and wherever in the page the image is."""
+    pairs = [pair(f"{i:03d}", image=f"picture {i}") for i in range(60)]
+    # Each page begins with an image of its own and ends with one that a pair has too.
+    pages = [
+        Doc(key=f"p{i:03d}", segments=[3, f"own {i}", 2, f"picture {i}"]) for i in range(0, 60, 2)
+    ]
+    made = mix(
+        tmp_path / "store", {"pages": pages, "pairs": pairs}, held_out_fraction=0.2, num_steps=60
+    )
+    trained = {key.partition("/")[2] for key in keys_of(made)}
+
+    def held(image: str) -> bool:
+        return is_held_out(sha_of_image(image), 0.2)
+
+    expected = {
+        doc.key
+        for doc in pairs
+        if not held(f"picture {int(doc.key)}")
+        and not (int(doc.key) % 2 == 0 and held(f"own {int(doc.key)}"))
+    } | {
+        doc.key
+        for doc in pages
+        if not held(f"own {int(doc.key[1:])}") and not held(f"picture {int(doc.key[1:])}")
+    }
+    assert len(pairs) + len(pages) - len(expected) > 15
+    assert trained == expected
 
 
 def test_what_is_evaluated_on_is_taken_away(tmp_path: Path) -> None:
