@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,7 +15,7 @@ from data_pipelines.mix.statistics import Statistics
 from data_pipelines.mix.streams import training_streams, validation_streams
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry, Outcomes
-from transfusion.artifacts.mixture import Mixture, MixtureSource
+from transfusion.artifacts.mixture import HELD_OUT, HELD_OUT_SCHEMA, Mixture, MixtureSource
 from transfusion.artifacts.shards import REJECTS
 from transfusion.artifacts.tables import store_table
 from transfusion.errors import ArtifactError
@@ -62,6 +63,9 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
     files = list(plan.training(streams, statistics))
     validation = _validation(config, sources, plan, statistics.limits, num_patches, context)
     files += validation
+    files.append(
+        store_table(context.store, f"{context.pool}/data", HELD_OUT, _held_out_table(sources))
+    )
     rejects = pa.concat_tables([source.rejects for source in sources.values()]).sort_by("key")
     files.append(store_table(context.store, f"{context.pool}/data", REJECTS, rejects))
     metrics = statistics.metrics()
@@ -189,6 +193,18 @@ def _validation(
         )
         return []
     return [plan.validation(validation_streams(config, held, num_patches), limits)]
+
+
+def _held_out_table(sources: Mapping[str, SourceDocuments]) -> pa.Table:
+    """A row for each document that is left of those held out, by source, shard and row."""
+    columns: list[list[np.ndarray]] = []
+    for number, source in enumerate(sources.values()):
+        documents = source.validation
+        whole = documents.start == 0
+        numbers = np.full(documents.num_documents, number, np.int32)
+        columns.append([numbers, documents.shard[whole], documents.row[whole]])
+    arrays = [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+    return pa.table(arrays, schema=HELD_OUT_SCHEMA)
 
 
 def _described(

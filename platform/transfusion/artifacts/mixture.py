@@ -1,7 +1,8 @@
 """Kind `mixture`: the plan of a run. Which pieces of which documents are in which sequence; no data.
 
 Files `train/<lane>/<block>` and `validation`: one row a sequence, in the order step, slot; a sequence is its
-references, 16 bytes each. Extending a run adds blocks and leaves the earlier ones as they were.
+references, 16 bytes each. Extending a run adds blocks and leaves the earlier ones as they were. `held_out`: what
+may be evaluated on, a row a document; `rejects`: what fits no sequence.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,16 @@ SEQUENCES_SCHEMA = pa.schema(
     ]
 )
 VALIDATION = "validation"
+
+HELD_OUT_SCHEMA = pa.schema(
+    [
+        ("source", pa.int32()),  # in the order of `Mixture.sources`
+        ("shard", pa.int32()),  # numbered as in `References`, through all sources
+        ("row", pa.int32()),  # among the tokens of the shard
+    ]
+)
+HELD_OUT = "held_out"
+"""Documents that are held out and passed filters, takedown, duplicates and decontamination; sorted."""
 
 MAX_SHARDS, MAX_LENGTH, MAX_START = 2**24, 2**20, 2**28
 

@@ -1,19 +1,24 @@
-"""Documents that the mixture kept from training, read from its latents and tokens by content."""
+"""Documents that the mixture kept from training and lists as held out, read from its latents and tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.latents import LatentRow, latent_rows
-from transfusion.artifacts.mixture import read_mixture
+from transfusion.artifacts.manifest import FileEntry
+from transfusion.artifacts.mixture import HELD_OUT, read_mixture
 from transfusion.artifacts.pixels import PixelRow
 from transfusion.artifacts.shards import row_entries
 from transfusion.artifacts.tables import load_table
 from transfusion.artifacts.tokens import TokenRow, token_rows
+from transfusion.ingest.index import shard_ids
 from transfusion.sequence.held_out import is_held_out
 
 
@@ -30,43 +35,39 @@ class CaptionedImage:
 def held_out_images(mixture: Artifact, *, limit: int) -> list[CaptionedImage]:
     """Held-out documents of one image and some text, by source and shard, in order of their keys."""
     found: list[CaptionedImage] = []
-    for source in read_mixture(mixture).sources.values():
-        if source.latents is None:
+    for shard in _shards(mixture):
+        if len(found) >= limit:
+            break
+        if shard.latents is None or not len(shard.held_out):
             continue
-        latents = mixture.input(source.latents)
-        tokens = row_entries(mixture.input(source.tokens))
-        for shard, entry in row_entries(latents).items():
-            if len(found) >= limit:
-                return found[:limit]
-            images = _by_key(
-                latent_rows(
-                    load_table(latents.store, entry), int(latents.metadata["latent_channels"])
-                )
+        table = load_table(mixture.store, shard.tokens).take(pa.array(shard.held_out))
+        documents = [d for d in token_rows(table) if sorted(d.layout) == ["i", "t"]]
+        images = _images(mixture, shard, [document.key for document in documents])
+        found += [
+            CaptionedImage(
+                document.key,
+                tuple(document.segments[0].tolist()),
+                torch.from_numpy(images[document.key].mean.astype("float32")),
             )
-            for document in token_rows(load_table(latents.store, tokens[shard])):
-                if sorted(document.layout) != ["i", "t"] or document.key not in images:
-                    continue
-                image = images[document.key]
-                if is_held_out(image.sha256, source.held_out_fraction):
-                    found.append(
-                        CaptionedImage(
-                            document.key,
-                            tuple(document.segments[0].tolist()),
-                            torch.from_numpy(image.mean.astype("float32")),
-                        )
-                    )
+            for document in documents
+        ]
     return found[:limit]
 
 
 def text_documents(mixture: Artifact) -> Iterator[tuple[TokenRow, bool]]:
-    """Every text-only document of the mixture, and whether it was held out."""
-    for source in read_mixture(mixture).sources.values():
-        tokens = mixture.input(source.tokens)
-        for entry in row_entries(tokens).values():
-            for document in token_rows(load_table(tokens.store, entry)):
-                if "i" not in document.layout:
-                    held = is_held_out(document.content, source.held_out_fraction)
-                    yield document, held
+    """Text-only documents of the mixture, and whether they are held out.
+
+    One of which the content is held out, and which the mixture took away, is neither one nor the other.
+    """
+    for shard in _shards(mixture):
+        held_out = set(shard.held_out.tolist())
+        for row, document in enumerate(token_rows(load_table(mixture.store, shard.tokens))):
+            if "i" in document.layout:
+                continue
+            if row in held_out:
+                yield document, True
+            elif not is_held_out(document.content, shard.fraction):
+                yield document, False
 
 
 def held_out_pixels_first(rows: Sequence[PixelRow], mixture: Artifact) -> list[PixelRow]:
@@ -78,5 +79,43 @@ def held_out_pixels_first(rows: Sequence[PixelRow], mixture: Artifact) -> list[P
     return sorted(rows, key=lambda row: not is_held_out(row.sha256, fraction))
 
 
-def _by_key(rows: list[LatentRow]) -> dict[str, LatentRow]:
-    return {row.key: row for row in rows if row.image_index == 0}
+@dataclass(frozen=True, kw_only=True)
+class _Shard:
+    """A shard of a source, as the mixture numbers them."""
+
+    tokens: FileEntry
+    latents: FileEntry | None
+    latent_channels: int
+    fraction: float
+    held_out: Int32[np.ndarray, " d"]
+    """Rows of its tokens that the mixture lists."""
+
+
+def _shards(mixture: Artifact) -> Iterator[_Shard]:
+    listed = load_table(mixture.store, mixture.entry(HELD_OUT))
+    numbers, rows = listed["shard"].to_numpy(), listed["row"].to_numpy()
+    for source in read_mixture(mixture).sources.values():
+        tokens = mixture.input(source.tokens)
+        latents = mixture.input(source.latents) if source.latents else None
+        ids = shard_ids(tokens, latents)
+        edges = np.searchsorted(numbers, source.first_shard + np.arange(len(ids) + 1))
+        of_tokens = row_entries(tokens)
+        of_latents = row_entries(latents) if latents else {}
+        for shard_id, first, end in zip(ids, edges[:-1], edges[1:], strict=True):
+            yield _Shard(
+                tokens=of_tokens[shard_id],
+                latents=of_latents.get(shard_id),
+                latent_channels=int(latents.metadata["latent_channels"]) if latents else 0,
+                fraction=source.held_out_fraction,
+                held_out=rows[first:end],
+            )
+
+
+def _images(mixture: Artifact, shard: _Shard, keys: Sequence[str]) -> dict[str, LatentRow]:
+    """The first image of each document."""
+    assert shard.latents is not None
+    table = load_table(mixture.store, shard.latents)
+    wanted = pc.and_(
+        pc.is_in(table["key"], pa.array(keys, pa.string())), pc.equal(table["image_index"], 0)
+    )
+    return {row.key: row for row in latent_rows(table.filter(wanted), shard.latent_channels)}
