@@ -156,6 +156,28 @@ def show(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN RUN...",
+            help="Job files, each with its overrides in the same quotes, or folders of artifacts.",
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Write a page with the curves, such as compare.html.")
+    ] = None,
+) -> None:
+    """What was set differently in two runs or more, what they scored, and how they learned.
+
+    transfusion compare jobs/x.yaml "jobs/x.yaml stages.train.config.lr=5e-4" --out compare.html
+    """
+    from transfusion.runner.compare import compare_runs
+
+    typer.echo(compare_runs(runs, out=out))
+
+
+@app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="A model package, or a job file that made one.")],
     prompt: Annotated[str, typer.Option(help="What to draw, or to continue.")] = "",

@@ -61,6 +61,16 @@ def is_location(field: FieldInfo) -> bool:
     return any(isinstance(mark, _Place) for mark in marks)
 
 
+def flattened(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    if isinstance(value, Mapping):
+        merged: dict[str, Any] = {}
+        for key, item in value.items():
+            merged |= flattened(item, f"{prefix}.{key}" if prefix else str(key))
+        return merged
+    return {prefix: value}
+
+
 def _identity(config: BaseModel) -> dict[str, Any]:
     values: dict[str, Any] = {}
     plain = config.model_dump(mode="json")

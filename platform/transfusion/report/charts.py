@@ -10,8 +10,11 @@ from typing import Literal
 from transfusion.report.curves import Curve, Point, smooth, thin
 from transfusion.report.formats import number
 
-Role = Literal["train", "schedule", "validation", "average"]
-"""What a line stands for: decides its colour, the same in every chart. Training is noisy."""
+Role = Literal[
+    "train", "schedule", "validation", "average", "run0", "run1", "run2", "run3", "run4", "run5"
+]
+"""What a line stands for: decides its colour, the same in every chart. Training is noisy; `run0` and so on are
+runs that are compared."""
 
 _WIDTH, _HEIGHT = 420, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 28

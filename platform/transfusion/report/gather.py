@@ -1,6 +1,6 @@
 """From artifacts to what the page and the summary show."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,15 @@ from markupsafe import Markup
 
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import Outcomes
-from transfusion.report.charts import Line, line_chart
 from transfusion.report.config import ReportConfig
-from transfusion.report.curves import Metrics, last, mean, read_metrics
+from transfusion.report.curves import Metrics, last, mean
+from transfusion.report.figures import (
+    Chart,
+    loss_charts,
+    measured_charts,
+    rate_charts,
+    read_run,
+)
 from transfusion.report.findings import read_findings
 from transfusion.report.lineage import (
     Ancestor,
@@ -23,18 +29,6 @@ from transfusion.report.mixture import read_statistics
 from transfusion.report.pictures import Album
 from transfusion.report.pipeline import anchor, pipeline_diagram
 from transfusion.report.scores import CEILINGS, headline_tiles, task_bars
-
-METRICS = "metrics.jsonl"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
-    """A drawing with its heading."""
-
-    title: str
-    svg: Markup
-    legend: list[tuple[str, str]]
-    """Role and name of each line."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,24 +49,6 @@ class Entry:
     ancestor: Ancestor
     inputs: list[tuple[str, Ancestor]]
     shards: list[dict[str, Any]]
-
-
-TITLES = {
-    "loss": "Loss, all together",
-    "lm_loss": "Text: loss per token, nats",
-    "diffusion_loss": "Images: denoising loss",
-    "absolute_error": "Mean absolute error",
-    "kl": "KL divergence",
-    "psnr_db": "Reconstruction, PSNR in dB",
-    "grad_norm": "Gradient norm, before clipping",
-    "lr": "Learning rate",
-    "tokens_per_s": "Tokens per second",
-    "images_per_s": "Images per second",
-}
-"""Headings of the curves that are known; also their order on the page."""
-
-LINEAR = ("lr", "psnr_db", "tokens_per_s", "images_per_s")
-"""Curves of which a logarithm would mislead."""
 
 
 def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, Any]:
@@ -123,46 +99,6 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
     }
 
 
-def read_run(artifact: Artifact) -> Metrics:
-    """The curves of an artifact that was trained; none where it was not."""
-    if not any(file.name == METRICS for file in artifact.manifest.content.files):
-        return Metrics({}, {}, {})
-    return read_metrics(artifact.read(METRICS))
-
-
-def loss_charts(metrics: Metrics, max_points: int) -> list[Chart]:
-    """A chart for each thing that is validated or is a loss: training, validation and averaged weights."""
-    names = {name for name in metrics.train if name.endswith("loss") or name in metrics.validation}
-    names |= {name for name in metrics.validation if not name.startswith("ema_")}
-    return [
-        _chart(
-            name,
-            [
-                Line(name="training", role="train", curve=metrics.train.get(name, [])),
-                Line(name="validation", role="validation", curve=metrics.validation.get(name, [])),
-                Line(
-                    name="validation, averaged weights",
-                    role="average",
-                    curve=metrics.validation.get(f"ema_{name}", []),
-                ),
-            ],
-            max_points,
-        )
-        for name in sorted(names, key=_order)
-    ]
-
-
-def measured_charts(metrics: Metrics, max_points: int) -> list[Chart]:
-    """Gradient norm and learning rate."""
-    return _single(metrics.train, ("grad_norm", "lr"), max_points)
-
-
-def rate_charts(metrics: Metrics, max_points: int) -> list[Chart]:
-    """Whatever was counted a second."""
-    names = [name for name in metrics.timing if name.endswith("_per_s")]
-    return _single(metrics.timing, sorted(names, key=_order), max_points)
-
-
 def step_split(metrics: Metrics) -> list[tuple[str, float]]:
     """Where a step's time goes: parts and their mean seconds, leaving out the whole."""
     return [
@@ -206,40 +142,6 @@ def summarise(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str,
 
 def _autoencoder_charts(autoencoder: Artifact | None, max_points: int) -> list[Chart]:
     return loss_charts(read_run(autoencoder), max_points) if autoencoder else []
-
-
-def _single(curves: Mapping[str, Any], names: Sequence[str], max_points: int) -> list[Chart]:
-    return [
-        _chart(
-            name,
-            [Line(name=name, role="schedule" if name == "lr" else "train", curve=curves[name])],
-            max_points,
-        )
-        for name in names
-        if name in curves
-    ]
-
-
-def _chart(name: str, lines: Sequence[Line], max_points: int) -> Chart:
-    title = TITLES.get(name, name.replace("_", " "))
-    drawn = [line for line in lines if line.curve]
-    return Chart(
-        title=title,
-        svg=Markup(  # noqa: S704 escaped where it is made
-            line_chart(
-                drawn,
-                label=title,
-                max_points=max_points,
-                scale="linear" if name in LINEAR else "auto",
-            )
-        ),
-        legend=[(line.role, line.name) for line in drawn] if len(drawn) > 1 else [],
-    )
-
-
-def _order(name: str) -> tuple[int, str]:
-    known = list(TITLES)
-    return (known.index(name) if name in known else len(known), name)
 
 
 def _has_outcomes(ancestor: Ancestor) -> bool:

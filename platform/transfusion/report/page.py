@@ -5,23 +5,27 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from transfusion.report.formats import decimal, file_size, lasting, number, percent, plural, words
 
 
-def render(sections: dict[str, Any]) -> str:
+def render(sections: dict[str, Any], *, template: str = "page.html") -> str:
     """The whole page as HTML."""
     style = (files("transfusion.report") / "style.css").read_text(encoding="utf-8")
     # Our own sheet: within <style> quotes must stay quotes.
-    return _template().render(style=Markup(style), **sections)  # noqa: S704
+    return _environment().get_template(template).render(style=Markup(style), **sections)  # noqa: S704
 
 
 @cache
-def _template() -> Any:
+def _environment() -> Environment:
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FunctionLoader(_source),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {
         "bytes": file_size,
@@ -33,8 +37,11 @@ def _template() -> Any:
         "words": words,
         "json": _json,
     }
-    source = (files("transfusion.report") / "page.html").read_text(encoding="utf-8")
-    return environment.from_string(source)
+    return environment
+
+
+def _source(name: str) -> str:
+    return (files("transfusion.report") / name).read_text(encoding="utf-8")
 
 
 def _json(value: Any) -> str:

@@ -87,7 +87,7 @@ def job_status(path: Path, overrides: Sequence[str], *, examples: int = 0) -> di
 
 def artifact_status(address: str, *, examples: int = 0) -> dict[str, Any]:
     """One artifact, given by its folder, with its lineage down to the raw input; of a mixture, what it came to."""
-    store_uri, path = _split(address)
+    store_uri, path = split_address(address)
     store = open_store(store_uri)
     shown = open_artifact(store, f"{path}/manifest.json")
     mixtures = {}
@@ -128,7 +128,7 @@ def _if_any(mixtures: dict[str, Any]) -> dict[str, Any]:
     return {"mixtures": mixtures} if mixtures else {}
 
 
-def _split(address: str) -> tuple[str, str]:
+def split_address(address: str) -> tuple[str, str]:
     """Store and path of `.../<uses>/<fingerprint>[/...]`."""
     parts = address.rstrip("/").removesuffix("/manifest.json").split("/")
     for index in range(len(parts) - 1, 0, -1):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import Manifest, artifact_path, manifest_path
-from transfusion.config import is_location
+from transfusion.config import flattened, is_location
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.spec.job import Job, JobStage
 from transfusion.spec.stages import load_function
@@ -117,7 +117,7 @@ def _differences(stage: JobStage, payload: Mapping[str, Any], manifest: Manifest
     before = {key: value for key, value in manifest.config.items() if key not in places}
     now = {key: value for key, value in stage.config.resolved().items() if key not in places}
     found = [
-        f"config.{key} {old!r} -> {new!r}" for key, old, new in _changed(_flat(before), _flat(now))
+        f"config.{key} {old!r} -> {new!r}" for key, old, new in _changed(flattened(before), flattened(now))
     ]
     if manifest.version != payload["version"]:
         found.append(f"version {manifest.version} -> {payload['version']}")
@@ -126,15 +126,6 @@ def _differences(stage: JobStage, payload: Mapping[str, Any], manifest: Manifest
     if manifest.payload.get("raw") != payload.get("raw"):
         found.append("raw input")
     return found
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        merged: dict[str, Any] = {}
-        for key, item in value.items():
-            merged |= _flat(item, f"{prefix}.{key}" if prefix else str(key))
-        return merged
-    return {prefix: value}
 
 
 def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:

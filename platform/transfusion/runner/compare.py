@@ -1,0 +1,59 @@
+"""`transfusion compare`: from what a user names to runs of the report's comparison."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfusion.artifacts.artifact import Artifact, find_artifact, open_artifact
+from transfusion.errors import ArtifactError, SpecError
+from transfusion.report.compare import (
+    MAX_RUNS,
+    Run,
+    compare,
+    comparison_page,
+    comparison_text,
+)
+from transfusion.runner.show import split_address
+from transfusion.spec.job import read_job
+from transfusion.spec.plan import plan_job
+from transfusion.storage.store import open_store
+
+
+def compare_runs(targets: Sequence[str], *, out: Path | None) -> str:
+    """What differs between runs, as text; their curves too, as a page, where `out` names one.
+
+    Args:
+        targets: Job files, with overrides behind a space (`"jobs/x.yaml stages.train.config.lr=1e-4"`), or
+            folders of artifacts.
+
+    Raises:
+        SpecError: There are too few or too many.
+        ArtifactError: A run has made nothing yet.
+    """
+    if not 2 <= len(targets) <= MAX_RUNS:
+        raise SpecError(f"compare: give 2 to {MAX_RUNS} runs, got {len(targets)}")
+    runs = [Run.of(target, _ends(target)) for target in targets]
+    told = comparison_text(compare(runs))
+    if out is None:
+        return told
+    out.write_text(comparison_page(runs), encoding="utf-8")
+    return f"{told}\n\ncurves   {out}"
+
+
+def _ends(target: str) -> list[Artifact]:
+    """The artifacts from which a run is traced: all that a job has made, or the one that is named."""
+    file, *overrides = target.split()
+    if Path(file).suffix not in {".yaml", ".yml"}:
+        store_uri, path = split_address(target)
+        return [open_artifact(open_store(store_uri), f"{path}/manifest.json")]
+    job = read_job(Path(file), overrides)
+    store = open_store(job.file.store)
+    made = [
+        find_artifact(store, uses=planned.stage.uses, fingerprint=planned.fingerprint)
+        for planned in plan_job(job, store)
+    ]
+    found = [artifact for artifact in made if artifact is not None]
+    if not found:
+        raise ArtifactError(
+            f"{target}: it has made nothing yet; make it with: transfusion run {target}"
+        )
+    return found
