@@ -9,10 +9,10 @@ from torch import nn
 from transfusion.model.config import ModelConfig
 from transfusion.sequence.batch import PackedBatch
 from transfusion.train.config import TrainConfig
-from transfusion.train.loop import StepResult
 from transfusion.train.loop_config import Precision
 from transfusion.train.parallel import AveragedWeights, parameter_groups, set_precision
 from transfusion.train.step import BatchSource, TransformerTrainee
+from transfusion.train.trainee import StepResult
 
 
 class OneBatch:

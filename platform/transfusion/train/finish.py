@@ -9,8 +9,9 @@ import torch.distributed as dist
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.publish import publish_folder
 from transfusion.storage.store import Store, sha256_file
-from transfusion.train.loop import PREVIEWS, Place, Tell, Trainee, fit
+from transfusion.train.loop import PREVIEWS, Place, Tell, fit
 from transfusion.train.metrics import Row, Tracker, as_lines, values_digest, wandb_tracker
+from transfusion.train.trainee import Trainee
 
 METRICS_NAME = "metrics.jsonl"
 

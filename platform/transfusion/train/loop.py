@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -35,8 +35,8 @@ from transfusion.train.checkpoint import (
 from transfusion.train.loop_config import LoopConfig
 from transfusion.train.metrics import Metrics, Row, Tracker, finite
 from transfusion.train.parallel import AveragedWeights, parameter_groups, reshard
-from transfusion.train.pictures import Preview
 from transfusion.train.schedule import ema_decay, learning_rate
+from transfusion.train.trainee import Trainee
 
 log = logging.getLogger(__name__)
 
@@ -46,53 +46,6 @@ PREVIEWS = "previews"
 
 class NotFiniteError(TransfusionError):
     """A loss or gradient that is not a number, with the place in the data; every rank raises it at once."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepResult:
-    """What one step computed, summed over ranks."""
-
-    values: Mapping[str, float]
-    """Losses and counts of the global batch; `loss` is there. They may be NaN."""
-    shown: Mapping[str, str]
-    """The few of them that the progress line shows."""
-    rates: Mapping[str, float]
-    """Things done in the step by name, such as tokens: becomes `tokens_per_s`."""
-    data_s: float
-    """Time spent waiting for the batch on this rank."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """What goes with the files of a result."""
-
-    metadata: dict[str, Any]
-    metrics: dict[str, float]
-
-
-@runtime_checkable
-class Trainee(Protocol):
-    """What is trained. Every method is called by all ranks, together."""
-
-    config: LoopConfig
-
-    model: nn.Module
-    """Sharded already."""
-
-    def forward_backward(self, step: int) -> StepResult:
-        """Adds the gradients of the loss of global batch `step`."""
-
-    def validate(self) -> Mapping[str, float]:
-        """Losses on held-out data, the same data, times and noise whenever it is called."""
-
-    def preview(self, averaged: AveragedWeights) -> Preview | None:
-        """Pictures to look at, on rank 0; gathering the weights for them is for every rank."""
-
-    def describe(self, step: int) -> str:
-        """Names the data of a step, for the message about a loss that is not a number."""
-
-    def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
-        """Writes the result's files into a local folder, on rank 0; gathering them is for every rank."""
 
 
 @dataclass(frozen=True, kw_only=True)

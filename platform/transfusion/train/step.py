@@ -22,7 +22,6 @@ from transfusion.objective import LossSums, combine, loss_sums
 from transfusion.sequence.batch import PackedBatch
 from transfusion.sequence.special import SpecialIds
 from transfusion.train.config import TrainConfig
-from transfusion.train.loop import StepResult, Written
 from transfusion.train.parallel import (
     AveragedWeights,
     all_sum,
@@ -35,6 +34,7 @@ from transfusion.train.parallel import (
 )
 from transfusion.train.pictures import Preview
 from transfusion.train.preview import Painter, held_out_captions
+from transfusion.train.trainee import StepResult, Written
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class BatchSource(Protocol):
 
 
 class TransformerTrainee:
-    """Trains a `TransfusionModel`; see `transfusion.train.loop.Trainee`."""
+    """Trains a `TransfusionModel`; see `transfusion.train.trainee.Trainee`."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class TransformerTrainee:
                 latent_channels=latent_channels,
             )
 
-    def forward_backward(self, step: int) -> StepResult:
+    def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
         """Gradients of LM + weight x diffusion of global batch `step`."""
         began = time.perf_counter()
         owned = lanes_of(
@@ -127,7 +127,7 @@ class TransformerTrainee:
             },
             device=self._device,
         )
-        found = {"lm": 0.0, "diffusion": 0.0}
+        found = {"lm": 0.0, "diffusion": 0.0, "stop": float(stop)}
         self._suspects = []
         for lane, batch in zip(owned, batches, strict=True):
             sums = self._forward(batch)
@@ -144,7 +144,8 @@ class TransformerTrainee:
                 self._suspects.append(lane)
             found["lm"] += lm
             found["diffusion"] += diffusion
-        losses = self._losses(all_sum(found, device=self._device), counts)
+        everyone = all_sum(found, device=self._device)
+        losses = self._losses(everyone, counts)
         patches = float(batches[0].image_positions.shape[1])
         return StepResult(
             values={**losses, **counts},
@@ -154,6 +155,7 @@ class TransformerTrainee:
                 "images": counts["images"],
             },
             data_s=waited,
+            stop=everyone["stop"] > 0,
         )
 
     def validate(self) -> Mapping[str, float]:
@@ -202,6 +204,15 @@ class TransformerTrainee:
             more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
             told.append(f"lane {lane}: {', '.join(ids[:8])}{more}")
         return "; ".join(told[:4]) + (f"; and {len(told) - 4} lanes more" if len(told) > 4 else "")
+
+    def documents(self, step: int) -> Mapping[str, Sequence[str]]:
+        """Documents of every lane."""
+        return {
+            f"lane {lane}": list(
+                self._reading.submit(self._source.document_ids, step, lane).result()
+            )
+            for lane in range(self._source.lanes)
+        }
 
     def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
         """Raw and averaged weights as safetensors."""

@@ -5,7 +5,7 @@ Axes: b = images, h w = pixels, c i j = latent.
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from transfusion.autoencoder.calibrate import CHUNK_IMAGES, calibrate, mean_psnr
 from transfusion.autoencoder.run import metadata_of
 from transfusion.errors import ArtifactError
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
-from transfusion.train.loop import StepResult, Written
 from transfusion.train.parallel import (
     AveragedWeights,
     all_sum,
@@ -44,6 +43,7 @@ from transfusion.train.parallel import (
     shard,
 )
 from transfusion.train.pictures import NUM_SHOWN, Preview, png_row
+from transfusion.train.trainee import StepResult, Written
 
 
 class Reconstruction(nn.Module):
@@ -81,7 +81,7 @@ class Crops:
 
 
 class AutoencoderTrainee:
-    """Trains the network behind `Reconstruction`; see `transfusion.train.loop.Trainee`."""
+    """Trains the network behind `Reconstruction`; see `transfusion.train.trainee.Trainee`."""
 
     def __init__(
         self, config: TrainAutoencoderConfig, crops: Crops, *, device: torch.device
@@ -117,7 +117,7 @@ class AutoencoderTrainee:
         self.model: nn.Module = Reconstruction(network).to(device)
         shard(self.model, blocks=(), mesh=data_mesh(device), precision=config.precision)
 
-    def forward_backward(self, step: int) -> StepResult:
+    def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
         """Each lane's share of the batch's mean absolute error per pixel and KL per pixel."""
         config, world = self.config, dist.get_world_size()
         sums = {"absolute_error": 0.0, "kl": 0.0}
@@ -134,13 +134,15 @@ class AutoencoderTrainee:
             ((absolute + config.kl_weight * kl) * weight * world).backward()
             sums["absolute_error"] += absolute.item() * weight
             sums["kl"] += kl.item() * weight
-        total = all_sum(sums, device=self._device)
+        total = all_sum({**sums, "stop": float(stop)}, device=self._device)
+        asked = total.pop("stop") > 0
         loss = total["absolute_error"] + config.kl_weight * total["kl"]
         return StepResult(
             values={"loss": loss, **total},
             shown={"loss": f"{loss:.4f}"},
             rates={"images": float(config.batch_size)},
             data_s=waited,
+            stop=asked,
         )
 
     def validate(self) -> Mapping[str, float]:
@@ -180,6 +182,13 @@ class AutoencoderTrainee:
         rows = [row for lane in range(self.config.lanes) for row in self._rows(step, lane).tolist()]
         keys = ", ".join(self._keys[row] for row in rows[:8])
         return f"images {keys}" + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+
+    def documents(self, step: int) -> Mapping[str, Sequence[str]]:
+        """Keys of every lane."""
+        return {
+            f"lane {lane}": [self._keys[row] for row in self._rows(step, lane).tolist()]
+            for lane in range(self.config.lanes)
+        }
 
     def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
         """The averaged weights in the diffusers layout, with the statistics of their latents."""

@@ -1,0 +1,71 @@
+"""What the loop asks of whatever it trains, and what it hands back."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from transfusion.train.loop_config import LoopConfig
+from transfusion.train.parallel import AveragedWeights
+from transfusion.train.pictures import Preview
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What one step computed, summed over ranks."""
+
+    values: Mapping[str, float]
+    """Losses and counts of the global batch, the same on every rank; `loss` is there. They may be NaN."""
+    shown: Mapping[str, str]
+    """The few of them that the progress line shows."""
+    rates: Mapping[str, float]
+    """Things done in the step by name, such as tokens: becomes `tokens_per_s`."""
+    data_s: float
+    """Time spent waiting for the batch on this rank."""
+    forward_s: float | None = None
+    """Time in forwards on this rank, where it was measured; so with `backward_s`."""
+    backward_s: float | None = None
+    stop: bool = False
+    """Whether any rank handed in `stop`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What goes with the files of a result."""
+
+    metadata: dict[str, Any]
+    metrics: dict[str, float]
+
+
+@runtime_checkable
+class Trainee(Protocol):
+    """What is trained. Every method but `documents` is called by all ranks, together."""
+
+    config: LoopConfig
+
+    model: nn.Module
+    """Sharded already."""
+
+    def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
+        """Adds the gradients of the loss of global batch `step`.
+
+        Args:
+            stop: This rank was asked to end; it rides in the sum over ranks that a step makes anyway.
+        """
+
+    def validate(self) -> Mapping[str, float]:
+        """Losses on held-out data, the same data, times and noise whenever it is called."""
+
+    def preview(self, averaged: AveragedWeights) -> Preview | None:
+        """Pictures to look at, on rank 0; gathering the weights for them is for every rank."""
+
+    def describe(self, step: int) -> str:
+        """Names the data of a step, for the message about a loss that is not a number."""
+
+    def documents(self, step: int) -> Mapping[str, Sequence[str]]:
+        """All data of a step by name of its part; called on one rank alone, so no collective."""
+
+    def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
+        """Writes the result's files into a local folder, on rank 0; gathering them is for every rank."""
