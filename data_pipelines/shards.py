@@ -3,7 +3,7 @@
 A worker reads, works and stores a shard by itself; through Ray pass descriptors and records, no pixels. A shard
 that is in the pool already is not touched, and when none is missing neither is Ray. An exception inside a shard
 comes back as a value; the shard is tried again a few times, then the stage fails and names it, or goes on
-without it where its config allows that.
+without it where its config allows that. An outage of the store is never held against a shard: it ends the run.
 """
 
 import functools
@@ -12,13 +12,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from data_pipelines.shard_failures import Failures
 from data_pipelines.shard_tally import Tally
 from data_pipelines.sources.source import ShardDescriptor, open_listing
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import FileEntry, Outcomes
 from transfusion.artifacts.pool import PAGE_RECORDS, ShardPool, ShardRecord, shard_key
-from transfusion.errors import ArtifactError, StoreUnavailableError
+from transfusion.errors import ArtifactError, StoreRefusedError, StoreUnavailableError
 from transfusion.stage import Made, PoolResources, StageContext
 
 MAX_ATTEMPTS = 3
@@ -78,6 +79,8 @@ class Attempt:
     error: str = ""
     final: bool = False
     """Trying again would not help: the fault is in what was given."""
+    outage: bool = False
+    """A store did not answer, or refuses us: no fault of the shard's."""
     busy_s: float = 0.0
     span_s: float = 0.0
     """Both as in `Measured`."""
@@ -91,8 +94,10 @@ class ShardRun:
     records: Mapping[str, ShardRecord]
     """By the task's key; of a quarantined shard there is none."""
     quarantined: Mapping[str, str]
-    """Errors by the shard's id."""
+    """Identities of the shards that were set aside, by the shard's id."""
     timings: Mapping[str, float]
+    errors: FileEntry | None = None
+    """Why they were set aside. Outside the digest: the same fault may read differently the next time."""
 
     def made(self, metadata: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> Made:
         """What a stage hands back: its files under the shards' ids, the sums of outcomes and of decoders' notes.
@@ -114,6 +119,8 @@ class ShardRun:
             ]
         if self.quarantined:
             metadata = {**metadata, "quarantined": dict(sorted(self.quarantined.items()))}
+        if self.errors:
+            files.append(self.errors)
         return Made(
             files=files,
             outcomes=outcomes,
@@ -180,6 +187,7 @@ def run_shards(
 
     Raises:
         ArtifactError: More shards failed; names one and its error. Or too large a part of the rows was rejected.
+        StoreUnavailableError: A store was away, or refuses us; names what it was asked for.
     """
     what = context.uses.rpartition(".")[2]
     repeated = len(tasks) - len({task.shard_id for task in tasks})
@@ -198,7 +206,7 @@ def run_shards(
         return ShardRun(tasks, records, {}, {unit: 0.0})
     cached = f", {len(records):,} cached" if records else ""
     context.log.info(f"{what}: {len(missing):,} of {len(tasks):,} shards to make{cached}")
-    quarantined: dict[str, str] = {}
+    failures = Failures(context, max_quarantined)
     unpaged: list[ShardRecord] = []
     with context.progress(total=len(tasks), unit="shards") as progress:
         progress.start_at(len(records))
@@ -206,8 +214,10 @@ def run_shards(
             failed = []
             for result in launch(factory, missing, context.resources.pool):
                 if result.record is None:
+                    failures.note(result)
                     failed.append(result)
                     continue
+                failures.none()
                 records[result.task.key] = result.record
                 unpaged.append(result.record)
                 if len(unpaged) == PAGE_RECORDS:
@@ -216,11 +226,7 @@ def run_shards(
                 tally.made(result.record, busy_s=result.busy_s, span_s=result.span_s)
                 progress.advance(1, **tally.shown())
             lost = [f for f in failed if f.final or attempt == MAX_ATTEMPTS]
-            quarantined |= {
-                f.task.shard_id: f"{f.task.descriptor.identity}: {f.error}" for f in lost
-            }
-            if len(quarantined) > max_quarantined:
-                raise ArtifactError(f"{context.name}: {_told(quarantined)}")
+            failures.set_aside(lost)
             missing = [f.task for f in failed if f not in lost]
             missing = missing or _damaged(context, pool, tasks, records)
             if not missing:
@@ -234,9 +240,8 @@ def run_shards(
                 f"{context.name}: {len(missing):,} shards lost data while others were made; find out what "
                 f"deletes below {context.store.url(context.pool)} (a lifecycle rule?), then run it again"
             )
-    if quarantined:
-        context.log.warning(f"going on without {len(quarantined):,} shards: {_told(quarantined)}")
-    return ShardRun(tasks, records, quarantined, tally.timings())
+    errors = failures.told()
+    return ShardRun(tasks, records, failures.quarantined, tally.timings(), errors)
 
 
 def _damaged(
@@ -254,19 +259,16 @@ def _damaged(
     return [task for task in tasks if task.key in damaged]
 
 
-def _told(quarantined: Mapping[str, str]) -> str:
-    others = f" (and {len(quarantined) - 1} more)" if len(quarantined) > 1 else ""
-    return f"shard {next(iter(quarantined.values()))}{others}"
-
-
 def attempt_shard(worker: ShardWorker, task: ShardTask) -> Attempt:
     """Makes a shard; a fault becomes a value, so that it is not retried without end by Ray."""
     try:
         made = worker.make(task)
+    except StoreUnavailableError as error:
+        return Attempt(task, None, str(error), outage=True)
+    except StoreRefusedError as error:
+        return Attempt(task, None, str(error), outage=True, final=True)
     except ArtifactError as error:
-        # An outage may end; anything else of this kind stays as it is.
-        final = not isinstance(error, StoreUnavailableError)
-        return Attempt(task, None, str(error), final=final)
+        return Attempt(task, None, str(error), final=True)
     except Exception as error:
         return Attempt(task, None, f"{type(error).__name__}: {error}")
     if isinstance(made, Measured):

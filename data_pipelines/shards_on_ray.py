@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.shard_starts import ShardStarts
 from data_pipelines.shards import (
-    MAX_ATTEMPTS,
     Attempt,
     ShardTask,
     WorkerFactory,
@@ -31,8 +31,8 @@ def attempts(
     import ray.data
 
     _set(ray.data.DataContext.get_current())
-    counter = (
-        ray.remote(_Counter).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    starts = (
+        ray.remote(ShardStarts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     )
     by_key = {task.key: task for task in tasks}
     rows = [{"task": _to_json(task)} for task in tasks]
@@ -47,7 +47,7 @@ def attempts(
         num_gpus=resources.gpus_per_actor or None,
         # What an actor reserves of a machine's memory, not a limit; without it Ray places by CPUs alone.
         memory=None if memory is None else memory * 2**30,
-        fn_constructor_args=(factory, shards_at_once(factory), counter),
+        fn_constructor_args=(factory, shards_at_once(factory), starts),
     )
     told: set[str] = set()
     try:
@@ -60,7 +60,7 @@ def attempts(
                     told.add(key)
                     yield attempt
     finally:
-        ray.kill(counter)
+        ray.kill(starts)
 
 
 def _pool(resources: PoolResources, *, num_tasks: int, at_once: int) -> Any:
@@ -82,9 +82,9 @@ def _pool(resources: PoolResources, *, num_tasks: int, at_once: int) -> Any:
 class _ShardActor:
     """Columns in: `task` str JSON. Columns out: `result` str JSON."""
 
-    def __init__(self, factory: WorkerFactory, at_once: int, counter: Any) -> None:
+    def __init__(self, factory: WorkerFactory, at_once: int, starts: Any) -> None:
         self._worker = factory()
-        self._counter = counter
+        self._starts = starts
         self._at_once, self._free = at_once, threading.Semaphore(at_once)
         self._door = threading.Lock()
 
@@ -97,21 +97,16 @@ class _ShardActor:
     def _run(self, task: ShardTask) -> str:
         import ray
 
-        deaths, result = ray.get(self._counter.known.remote(task.key))
+        deadly, result = ray.get(self._starts.known.remote(task.key))
         if result is not None:
             return result
+        node = ray.get_runtime_context().get_node_id()
         # Of several shards whose process died any may be to blame, so each of them is tried alone.
-        with self._places(self._at_once if deaths else 1):
-            # Ray starts a task of a dead actor again without end: a shard that kills its process would be
-            # tried for ever. So starts are counted outside the process.
-            if ray.get(self._counter.start.remote(task.key)) > MAX_ATTEMPTS:
-                error = (
-                    f"its process died {MAX_ATTEMPTS} times, most likely out of memory: raise "
-                    "pool.memory_per_actor_gib or make smaller shards"
-                )
-                return _to_text(Attempt(task, None, error, final=True))
+        with self._places(self._at_once if deadly else 1):
+            if refusal := ray.get(self._starts.start.remote(task.key, node)):
+                return _to_text(Attempt(task, None, refusal, final=True))
             result = _to_text(attempt_shard(self._worker, task))
-            ray.get(self._counter.end.remote(task.key, result))
+            ray.get(self._starts.end.remote(task.key, result))
         return result
 
     @contextlib.contextmanager
@@ -123,29 +118,6 @@ class _ShardActor:
             yield
         finally:
             self._free.release(count)
-
-
-class _Counter:
-    """Remembers, apart from the actors, how often each shard was started and what came of it.
-
-    Ray runs a block again when its actor dies inside it, or when its result is lost with a machine; what is
-    known already is not made again.
-    """
-
-    def __init__(self) -> None:
-        self._starts: dict[str, int] = {}
-        self._results: dict[str, str] = {}
-
-    def known(self, key: str) -> tuple[int, str | None]:
-        return self._starts.get(key, 0), self._results.get(key)
-
-    def start(self, key: str) -> int:
-        self._starts[key] = self._starts.get(key, 0) + 1
-        return self._starts[key]
-
-    def end(self, key: str, result: str) -> None:
-        self._starts.pop(key, None)
-        self._results[key] = result
 
 
 def _set(settings: Any) -> None:
@@ -169,6 +141,7 @@ def _to_text(attempt: Attempt) -> str:
             "record": record.model_dump(mode="json") if record else None,
             "error": attempt.error,
             "final": attempt.final,
+            "outage": attempt.outage,
             "busy_s": attempt.busy_s,
             "span_s": attempt.span_s,
         }

@@ -86,8 +86,8 @@ class EncodeImagesConfig(Config):
     """Of the encoder's products; its results are kept in half precision either way."""
 
     max_quarantined_shards: int = Field(default=0, ge=0)
-    """Shards that may fail, each after its attempts, before the stage does. The artifact lists them with their
-    errors and is without their rows; with 0 again, they alone are tried again."""
+    """Shards that may fail, each after its attempts, before the stage does. The artifact lists them, their errors
+    in `quarantined.json`, and is without their rows; with 0 again, they alone are tried again."""
 
     @model_validator(mode="after")
     def _areas_are_near(self) -> "EncodeImagesConfig":

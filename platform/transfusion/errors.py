@@ -28,3 +28,7 @@ class ArtifactError(TransfusionError):
 
 class StoreUnavailableError(ArtifactError):
     """A store that did not answer for as long as one waits: the same may go well later."""
+
+
+class StoreRefusedError(ArtifactError):
+    """A store that takes no request of this kind from us: the next object would be refused too."""

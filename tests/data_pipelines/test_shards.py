@@ -1,6 +1,7 @@
 """Runs over shards: what fails is tried again, then named or set apart; one that goes wrong stops."""
 
 import functools
+import json
 import logging
 import os
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from data_pipelines.shard_starts import MAX_NODE_LOSSES, ShardStarts
 from data_pipelines.shards import (
     Measured,
     ShardRun,
@@ -22,10 +24,10 @@ from data_pipelines.shards import (
 )
 from data_pipelines.sources.source import ShardDescriptor
 from tests.pipeline import make_context
-from transfusion.artifacts.manifest import Outcomes
+from transfusion.artifacts.manifest import Content, Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
 from transfusion.artifacts.shards import REJECTS, ROWS, Reject, rejects_table
-from transfusion.errors import ArtifactError, StoreUnavailableError
+from transfusion.errors import ArtifactError, StoreRefusedError, StoreUnavailableError
 from transfusion.stage import PoolResources, Resources, StageContext
 from transfusion.storage.store import open_store
 
@@ -106,10 +108,34 @@ def test_a_shard_that_keeps_failing_is_set_apart_where_the_config_allows_it(
 ) -> None:
     made = run(context, tasks(5), "id3", max_quarantined=1).made({"side": 1})
     assert made.outcomes == Outcomes(input=40, written=40)
-    assert made.metadata == {
-        "side": 1, "quarantined": {"id3": "shard:3: OSError: cannot read id3"},
-    }  # fmt: skip
-    assert {file.name.partition("/")[0] for file in made.files} == {"id0", "id1", "id2", "id4"}
+    assert made.metadata == {"side": 1, "quarantined": {"id3": "shard:3"}}
+    *files, errors = made.files
+    assert {file.name.partition("/")[0] for file in files} == {"id0", "id1", "id2", "id4"}
+    assert errors.name == "quarantined.json"
+    assert json.loads(context.store.read(errors.path)) == {
+        "id3": {"shard": "shard:3", "error": "OSError: cannot read id3"}
+    }
+
+
+def test_how_an_error_reads_is_no_part_of_the_content(context: StageContext) -> None:
+    def digest(worker: type) -> str:
+        done = run(context, tasks(3), "id1", worker=worker, max_quarantined=1)
+        made = done.made({})
+        return Content(
+            kind="latents",
+            files=list(made.files),
+            outcomes=made.outcomes,
+            metadata=dict(made.metadata),
+        ).digest()
+
+    class OtherWords(CountRows):
+        def make(self, task: ShardTask) -> ShardRecord | Measured:
+            try:
+                return super().make(task)
+            except OSError:
+                raise ValueError("at 0x7f12, pid 4711") from None
+
+    assert digest(CountRows) == digest(OtherWords)
 
 
 def test_more_failing_shards_than_allowed_fail_the_stage_after_all_others_are_made(
@@ -188,8 +214,51 @@ def test_an_outage_of_the_store_is_tried_again_and_a_fault_of_the_data_is_not() 
             raise self._fault
 
     (task,) = tasks(1)
-    assert not attempt_shard(Faulty(StoreUnavailableError("away")), task).final
-    assert attempt_shard(Faulty(ArtifactError("changed")), task).final
+    away = attempt_shard(Faulty(StoreUnavailableError("away")), task)
+    assert (away.outage, away.final) == (True, False)
+    changed = attempt_shard(Faulty(ArtifactError("changed")), task)
+    assert (changed.outage, changed.final) == (False, True)
+
+    refused = attempt_shard(Faulty(StoreRefusedError("expired")), task)
+    assert (refused.outage, refused.final) == (True, True)
+
+
+class Away(CountRows):
+    """Finds no store at the broken shards."""
+
+    def make(self, task: ShardTask) -> ShardRecord | Measured:
+        if task.shard_id in self._broken:
+            raise StoreUnavailableError(f"s3://bucket/{task.shard_id}.tar: could not read")
+        return super().make(task)
+
+
+def test_an_outage_ends_the_run_and_sets_no_shard_aside(context: StageContext) -> None:
+    with pytest.raises(
+        StoreUnavailableError,
+        match=r"stage: at shard shard:2: s3://bucket/id2\.tar: could not read",
+    ):
+        run(context, tasks(5), "id2", worker=Away, max_quarantined=5)
+    done = ShardPool(context.store, context.pool).finished(task.key for task in tasks(5))
+    assert sorted(done) == ["key0", "key1", "key3", "key4"]
+
+
+def test_a_long_outage_ends_the_run_before_every_shard_has_waited_for_it(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[str] = []
+
+    def watch(factory, todo, resources) -> Iterator:
+        for result in in_process(factory, todo, resources):
+            tried.append(result.task.shard_id)
+            yield result
+
+    broken = frozenset(["id0", "id2", "id3", "id4"])
+    factory = functools.partial(Away, context.store, context.pool, broken)
+    monkeypatch.setattr("data_pipelines.shard_failures.MAX_OUTAGE_S", 0.0)
+    with pytest.raises(StoreUnavailableError, match="at shard shard:3"):
+        run_shards(context, tasks=tasks(5), factory=factory, unit="rows counted", launch=watch)
+    # One that is made in between says that the store is there.
+    assert tried == ["id0", "id1", "id2", "id3"]
 
 
 def test_few_rows_may_all_be_rejected(context: StageContext) -> None:
@@ -232,7 +301,40 @@ def test_a_shard_that_kills_its_process_takes_no_other_with_it(
     ).made({})
     assert made.outcomes == Outcomes(input=50, written=50)
     assert list(made.metadata["quarantined"]) == ["id2"]
-    assert "its process died 3 times" in made.metadata["quarantined"]["id2"]
+    errors = context.store.read(made.files[-1].path).decode()
+    assert "its process died 3 times" in errors
+
+
+def test_a_shard_is_ended_by_three_deaths_of_its_process_whatever_nodes_are_lost() -> None:
+    living = {"a"}
+    starts = ShardStarts(lambda: living)
+    assert starts.known("key") == (False, None)
+    for spot in range(5):
+        living.add(f"spot{spot}")
+        assert starts.start("key", f"spot{spot}") == ""
+        # Until the loss of the node is known it counts as a death.
+        assert starts.known("key") == (True, None)
+        living.remove(f"spot{spot}")
+        assert starts.known("key") == (False, None)
+    for _ in range(3):
+        assert starts.start("key", "a") == ""
+    assert starts.known("key") == (True, None)
+    assert "its process died 3 times" in starts.start("key", "a")
+    assert starts.start("another", "a") == ""
+
+
+def test_a_shard_that_loses_every_node_is_not_begun_without_end() -> None:
+    starts = ShardStarts(set)
+    for number in range(MAX_NODE_LOSSES):
+        assert starts.start("key", f"spot{number}") == ""
+    assert f"its node was lost {MAX_NODE_LOSSES} times" in starts.start("key", "another")
+
+
+def test_what_has_ended_is_known_and_owes_nothing() -> None:
+    starts = ShardStarts(lambda: {"a"})
+    starts.start("key", "a")
+    starts.end("key", "made")
+    assert starts.known("key") == (False, "made")
 
 
 def test_a_pool_is_fixed_unless_it_may_grow() -> None:

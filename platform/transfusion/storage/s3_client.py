@@ -13,7 +13,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeVar
 
-from transfusion.errors import ArtifactError, StoreUnavailableError
+from transfusion.errors import ArtifactError, StoreRefusedError, StoreUnavailableError
 
 T = TypeVar("T")
 
@@ -103,7 +103,9 @@ def patiently(verb: str, url: str, request: Callable[[Any], T]) -> T:
     Raises:
         FileNotFoundError: There is no such object, or no such upload any more.
         FileExistsError: An exclusive creation found the name taken.
-        ArtifactError: The fault stays, or waiting would not mend it; names the object and what to check.
+        StoreUnavailableError: The fault stays. It names the object, as the next two do.
+        StoreRefusedError: Waiting would not mend it, and it would meet every object; says what to check.
+        ArtifactError: The same of this object alone.
     """
     started = time.monotonic()
     patience_s = _seconds("TRANSFUSION_S3_PATIENCE_S", PATIENCE_S)
@@ -126,8 +128,7 @@ def patiently(verb: str, url: str, request: Callable[[Any], T]) -> T:
                 time.sleep(random.uniform(0.5, 1.0) * min(8.0, 2.0 ** (attempt - 2)))  # noqa: S311
                 continue
             tried = "" if advice else f" in {attempt} tries over {spent:.0f} s"
-            kind = ArtifactError if advice else StoreUnavailableError
-            raise kind(
+            raise _kind(verb, error, code, advice)(
                 f"{url}: could not {verb}{tried}: {type(error).__name__}: {error}"
                 f"; {advice or 'the server is away or overloaded; run it again when it is back'}"
             ) from error
@@ -156,6 +157,15 @@ def _advice(verb: str, url: str, error: Exception, code: str) -> str:
     if isinstance(error, ValueError | TypeError | IsADirectoryError):
         return "check AWS_ENDPOINT_URL and the spelling of the address"
     return ""
+
+
+def _kind(verb: str, error: Exception, code: str, advice: str) -> type[ArtifactError]:
+    if not advice:
+        return StoreUnavailableError
+    # Single objects may be closed to us; a key that is wrong or has expired opens none.
+    reading = verb in ("read", "look up")
+    one_object = isinstance(error, PermissionError) and code in ("AccessDenied", "403", "Forbidden")
+    return ArtifactError if reading and one_object else StoreRefusedError
 
 
 def _seconds(name: str, default: float) -> float:
