@@ -4,7 +4,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -12,7 +11,8 @@ from jaxtyping import UInt8
 from data_pipelines.ahead import Ahead
 from data_pipelines.decode import Reject as Undecodable
 from data_pipelines.decoders import SLOT_BYTES, Decoders
-from data_pipelines.documents import Document, Image, Rejected
+from data_pipelines.document_images import DocumentImage, document_images
+from data_pipelines.documents import Document, Rejected
 from data_pipelines.preparation import Preparation, Prepared
 from transfusion.artifacts.shards import Reject
 
@@ -43,19 +43,13 @@ class LoadedImage:
         return self.prepared.pixels
 
 
-class _Pending(NamedTuple):
-    document: Document
-    image_index: int
-    image: Image
-
-
 def load_images(
     documents: Iterable[Document | Rejected], *, preparation: Preparation, decoders: Decoders
 ) -> Iterator[LoadedImage | Reject]:
     """Every image of the documents in their order, or why there is none; some are read and decoded ahead."""
     num_ahead = decoders.num_processes * REQUESTS_AHEAD
     with (
-        Ahead(_requests(_images(documents), _most(preparation)), num_ahead) as requests,
+        Ahead(_requests(document_images(documents), _most(preparation)), num_ahead) as requests,
         ThreadPoolExecutor(decoders.num_processes) as threads,
     ):
         waiting: deque[Future[list[LoadedImage | Reject]]] = deque()
@@ -70,32 +64,20 @@ def load_images(
             threads.shutdown(cancel_futures=True)
 
 
-def _images(documents: Iterable[Document | Rejected]) -> Iterator[_Pending | Reject]:
-    keys: set[str] = set()
-    for document in documents:
-        if isinstance(document, Rejected):
-            yield Reject(document.key, document.reason, document.detail)
-        elif document.key in keys:
-            yield Reject(document.key, "duplicate_key", "another row has the same key")
-        else:
-            keys.add(document.key)
-            images = [segment for segment in document.segments if isinstance(segment, Image)]
-            for index, image in enumerate(images):
-                yield _Pending(document, index, image)
-
-
 def _most(preparation: Preparation) -> int:
     """Images of a request: the crops of all must fit a decoder's slot."""
     largest = 3 * max(height * width for height, width in preparation.sizes_px)
     return max(1, min(IMAGES_PER_REQUEST, SLOT_BYTES // largest))
 
 
-def _requests(items: Iterable[_Pending | Reject], most: int) -> Iterator[list[_Pending | Reject]]:
-    request: list[_Pending | Reject] = []
+def _requests(
+    items: Iterable[DocumentImage | Reject], most: int
+) -> Iterator[list[DocumentImage | Reject]]:
+    request: list[DocumentImage | Reject] = []
     size_bytes = 0
     for item in items:
         request.append(item)
-        size_bytes += len(item.image.data) if isinstance(item, _Pending) else 0
+        size_bytes += len(item.image.data) if isinstance(item, DocumentImage) else 0
         if len(request) == most or size_bytes >= BYTES_PER_REQUEST:
             yield request
             request, size_bytes = [], 0
@@ -104,9 +86,9 @@ def _requests(items: Iterable[_Pending | Reject], most: int) -> Iterator[list[_P
 
 
 def _load(
-    request: list[_Pending | Reject], preparation: Preparation, decoders: Decoders
+    request: list[DocumentImage | Reject], preparation: Preparation, decoders: Decoders
 ) -> list[LoadedImage | Reject]:
-    pending = [item for item in request if isinstance(item, _Pending)]
+    pending = [item for item in request if isinstance(item, DocumentImage)]
     try:
         found = decoders.prepare(preparation, [item.image.data for item in pending])
     except RuntimeError as error:
@@ -116,7 +98,7 @@ def _load(
     return [item if isinstance(item, Reject) else _loaded(item, next(prepared)) for item in request]
 
 
-def _loaded(item: _Pending, prepared: Prepared | Undecodable) -> LoadedImage | Reject:
+def _loaded(item: DocumentImage, prepared: Prepared | Undecodable) -> LoadedImage | Reject:
     if isinstance(prepared, Undecodable):
         detail = f"{item.image.name}: {prepared.detail}"
         return Reject(item.document.key, prepared.reason, detail)

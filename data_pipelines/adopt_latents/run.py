@@ -10,7 +10,8 @@ import numpy as np
 
 from data_pipelines.adopt_latents.arrays import BadLatent, posterior
 from data_pipelines.adopt_latents.config import AdoptLatentsConfig
-from data_pipelines.documents import Document, Image, Rejected
+from data_pipelines.document_images import document_images
+from data_pipelines.documents import Document, Image
 from data_pipelines.shards import Launch, ShardTask, on_ray, plan_tasks, run_shards
 from data_pipelines.sources.source import Listing, ShardDescriptor, open_listing
 from transfusion.artifacts.artifact import Artifact
@@ -123,17 +124,8 @@ def read_latents(
     listing: Listing, descriptor: ShardDescriptor, config: AdoptLatentsConfig, shape: Shape
 ) -> Iterator[LatentRow | Reject]:
     """Every latent of a shard's documents, or why there is none."""
-    keys: set[str] = set()
-    for document in listing.read(descriptor):
-        if isinstance(document, Rejected):
-            yield Reject(document.key, document.reason, document.detail)
-        elif document.key in keys:
-            yield Reject(document.key, "duplicate_key", "another row has the same key")
-        else:
-            keys.add(document.key)
-            images = [segment for segment in document.segments if isinstance(segment, Image)]
-            for index, image in enumerate(images):
-                yield _row(document, index, image, config, shape)
+    for found in document_images(listing.read(descriptor)):
+        yield found if isinstance(found, Reject) else _row(*found, config, shape)
 
 
 def check_statistics(
