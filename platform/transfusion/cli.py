@@ -116,6 +116,13 @@ def show(
     examples: Annotated[
         int, typer.Option(min=0, help="Of a mixture: print so many packed sequences, decoded.")
     ] = 0,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEP[:LANE]",
+            help="Of a mixture or a run: one packed batch with ranges, timesteps and targets.",
+        ),
+    ] = None,
     preset: Annotated[
         bool,
         typer.Option(
@@ -146,6 +153,13 @@ def show(
         raise SpecError("show: --patch and --adapter are of model sizes: give --preset as well")
     from transfusion.runner.show import artifact_status, job_status, status_text
 
+    if batch is not None:
+        from transfusion.runner.show import open_address
+        from transfusion.runner.show_batch import batch_status, batch_text, parse_place
+
+        found = batch_status(open_address(target), *parse_place(batch))
+        typer.echo(json.dumps(found, indent=2) if json_ else batch_text(found))
+        return
     path = Path(target)
     status = (
         job_status(path, overrides or (), examples=examples)

@@ -76,7 +76,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Everything but the curves."""
     return Comparison(
         names=tuple(run.name for run in runs),
-        config=_differences([dict(_settings(run)) for run in runs]),
+        config=_differences(_settings(runs)),
         scores=_rows([dict(_scores(run)) for run in runs]),
         learned=_learned(runs),
     )
@@ -99,14 +99,16 @@ def comparison_charts(runs: Sequence[Run], *, max_points: int = 600) -> list[Cha
 def comparison_text(found: Comparison) -> str:
     """For a terminal."""
     lines = [f"{letter}  {name}" for letter, name in zip(LETTERS, found.names, strict=False)]
-    for title, rows, none in (
-        ("set differently", found.config, "nothing: all runs are of the same config"),
-        ("scores", found.scores, ""),
-        ("losses at the last step at which all were validated", found.learned, ""),
+    for title, rows in (
+        ("set differently", found.config),
+        ("scores", found.scores),
+        ("losses at the last step at which all were validated", found.learned),
     ):
-        if rows or none:
-            lines += ["", title]
-            lines += _table(rows, len(found.names)) if rows else [f"  {none}"]
+        if rows:
+            measured = rows is not found.config
+            lines += ["", title, *_table(rows, difference=measured and len(found.names) == 2)]
+    if not found.config:
+        lines += ["", "nothing is set differently: all runs are of the same config"]
     return "\n".join(lines)
 
 
@@ -127,15 +129,23 @@ def comparison_page(runs: Sequence[Run]) -> str:
     )
 
 
-def _settings(run: Run) -> Iterator[tuple[str, Any]]:
-    for stage, manifest in run.stages.items():
-        yield f"{stage}: uses", manifest.uses
-        yield f"{stage}: version", manifest.version
-        for key, value in flattened(manifest.config).items():
-            yield f"{stage}.{key}", value
-        raw = manifest.payload.get("raw")
-        if raw is not None:
-            yield f"{stage}: raw input", str(raw)[:12]
+def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Of a stage that not all of them have, only which it is."""
+    shared = set.intersection(*(set(run.stages) for run in runs))
+    each: list[dict[str, Any]] = []
+    for run in runs:
+        settings: dict[str, Any] = {}
+        for stage, manifest in run.stages.items():
+            settings[f"{stage}: uses"] = manifest.uses
+            if stage not in shared:
+                continue
+            settings[f"{stage}: version"] = manifest.version
+            raw = manifest.payload.get("raw")
+            settings[f"{stage}: raw input"] = None if raw is None else str(raw)[:12]
+            for key, value in flattened(manifest.config).items():
+                settings[f"{stage}.{key}"] = value
+        each.append(settings)
+    return each
 
 
 def _scores(run: Run) -> Iterator[tuple[str, Any]]:
@@ -189,9 +199,8 @@ def _names(each: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(name for one in each for name in one))
 
 
-def _table(rows: Sequence[Row], columns: int) -> list[str]:
+def _table(rows: Sequence[Row], *, difference: bool) -> list[str]:
     texts = [[row.name, *map(told, row.values)] for row in rows]
-    difference = columns == 2
     for row, text in zip(rows, texts, strict=True):
         if difference and all(_is_number(value) for value in row.values):
             first, second = row.values

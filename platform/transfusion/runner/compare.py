@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfusion.artifacts.artifact import Artifact, find_artifact, open_artifact
+from transfusion.artifacts.artifact import Artifact, find_artifact
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.report.compare import (
     MAX_RUNS,
@@ -12,7 +12,7 @@ from transfusion.report.compare import (
     comparison_page,
     comparison_text,
 )
-from transfusion.runner.show import split_address
+from transfusion.runner.show import open_address
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
 from transfusion.storage.store import open_store
@@ -43,8 +43,7 @@ def _ends(target: str) -> list[Artifact]:
     """The artifacts from which a run is traced: all that a job has made, or the one that is named."""
     file, *overrides = target.split()
     if Path(file).suffix not in {".yaml", ".yml"}:
-        store_uri, path = split_address(target)
-        return [open_artifact(open_store(store_uri), f"{path}/manifest.json")]
+        return [open_address(target)]
     job = read_job(Path(file), overrides)
     store = open_store(job.file.store)
     made = [

@@ -87,9 +87,8 @@ def job_status(path: Path, overrides: Sequence[str], *, examples: int = 0) -> di
 
 def artifact_status(address: str, *, examples: int = 0) -> dict[str, Any]:
     """One artifact, given by its folder, with its lineage down to the raw input; of a mixture, what it came to."""
-    store_uri, path = split_address(address)
-    store = open_store(store_uri)
-    shown = open_artifact(store, f"{path}/manifest.json")
+    shown = open_address(address)
+    store, path = shown.store, shown.path
     mixtures = {}
     if shown.kind == "mixture":
         mixtures[shown.manifest.stage] = _described_mixture(shown, examples)
@@ -126,6 +125,12 @@ def _described_mixture(artifact: Artifact, examples: int) -> dict[str, Any]:
 
 def _if_any(mixtures: dict[str, Any]) -> dict[str, Any]:
     return {"mixtures": mixtures} if mixtures else {}
+
+
+def open_address(address: str) -> Artifact:
+    """The artifact in a folder, given as `STORE/USES/FINGERPRINT`."""
+    store_uri, path = split_address(address)
+    return open_artifact(open_store(store_uri), f"{path}/manifest.json")
 
 
 def split_address(address: str) -> tuple[str, str]:

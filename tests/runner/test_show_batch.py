@@ -1,0 +1,78 @@
+"""`transfusion show --batch`: every position stands there once, with what the tensors say of it."""
+
+import itertools
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.pipeline import make_mixture
+from transfusion.artifacts.artifact import Artifact
+from transfusion.cli import app
+from transfusion.errors import ArtifactError, SpecError
+from transfusion.ingest.reader import MixtureReader
+from transfusion.runner.show_batch import batch_status, parse_place
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make_mixture(tmp_path_factory.mktemp("batch") / "store")
+
+
+def test_stretches_cover_each_sequence_once_and_tell_its_tensors(mixture: Artifact) -> None:
+    shown = batch_status(mixture, 2, 1)
+    reader = MixtureReader(mixture, seed=0)
+    batch = reader.micro_batch(2, 1)
+    length = batch.token_ids.shape[1]
+    assert len(shown["sequences"]) == len(batch.token_ids) == 3
+    for row, stretches in enumerate(shown["sequences"]):
+        covered = [at for one in stretches for at in range(one["first"], one["last"] + 1)]
+        assert covered == list(range(length))
+        for one in stretches:
+            if one["role"] == "padding":
+                continue
+            for at, seen in zip((one["first"], one["last"]), one["sees"], strict=True):
+                assert seen == [[int(batch.lo[row, at]), int(batch.hi[row, at]) - 1]]
+            if one["role"] == "image":
+                places = batch.image_positions[one["slot"]].tolist()
+                assert places == [row * length + at for at in range(one["first"], one["last"] + 1)]
+                assert one["timestep"] == int(batch.timesteps[one["slot"]])
+    everything = [one for part in shown["sequences"] for one in part]
+    assert sum(one.get("targets", 0) for one in everything) == int(batch.text_weight.sum())
+    assert shown["images"] == int(batch.image_weight.sum()) > 0
+    documents = [one["document"] for one in everything if "document" in one]
+    assert documents == list(reader.document_ids(2, 1))
+
+
+def test_a_mark_tells_the_token_that_it_is_to_predict(mixture: Artifact) -> None:
+    reader = MixtureReader(mixture, seed=0)
+    ids = reader.micro_batch(0, 0).token_ids
+    for row, stretches in enumerate(batch_status(mixture, 0, 0)["sequences"]):
+        for one, following in itertools.pairwise(stretches):
+            if one["role"] == "BOI":
+                # The first patch is no token.
+                assert "next" not in one
+            if one["role"] == "EOI" and following["role"] == "EOS":
+                assert one["next"] == "EOS"
+                assert ids[row, following["first"]] == reader.special.eos
+
+
+def test_the_command_prints_a_line_a_stretch(mixture: Artifact) -> None:
+    address = mixture.store.url(mixture.path)
+    done = CliRunner().invoke(app, ["show", address, "--batch", "1:1"])
+    assert done.exit_code == 0, done.output
+    assert "step 1, lane 1, seed 0: 3 sequences of 256 positions" in done.output
+    assert "16 patches, t " in done.output
+    found = CliRunner().invoke(app, ["show", address, "--batch", "1:1", "--json"])
+    assert json.loads(found.output) == json.loads(json.dumps(batch_status(mixture, 1, 1)))
+
+
+def test_places_that_are_not_there_and_other_artifacts_are_refused(mixture: Artifact) -> None:
+    with pytest.raises(ArtifactError, match="no step 6: the plan has 0 to 5"):
+        batch_status(mixture, 6, 0)
+    with pytest.raises(ArtifactError, match="this holds tokens"):
+        batch_status(mixture.input("prose"), 0, 0)
+    assert parse_place("7") == (7, 0)
+    for text in ("", "-1", "1:x", "1:2:3", "x"):
+        with pytest.raises(SpecError, match="must read STEP or STEP:LANE"):
+            parse_place(text)
