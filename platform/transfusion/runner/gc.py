@@ -1,4 +1,4 @@
-"""Garbage: what no manifest reaches."""
+"""Garbage: what no manifest reaches, and what killed writers left half written."""
 
 import re
 import time
@@ -8,14 +8,17 @@ from pydantic import ValidationError
 
 from transfusion.artifacts.manifest import Manifest, manifest_path
 from transfusion.artifacts.pool import ShardPool
-from transfusion.errors import ArtifactError
-from transfusion.storage.store import Entry, Store, open_store
+from transfusion.errors import ArtifactError, StoreRefusedError
+from transfusion.storage.store import Entry, Store, Unfinished, open_store
 
 _OURS = re.compile(r"(transfusion|data_pipelines)[\w.]*/(pool|[0-9a-f]{16})/")
 """What a store's objects are called. Whatever else lies below its root is somebody else's: raw data, a project."""
 
 LOOK_AGAIN_EVERY = 500
 """Deletions after which it is asked again whether a run has begun meanwhile."""
+
+UNFINISHED_HOURS = 24.0
+"""No write of one object goes on for so long: its writer was killed."""
 
 
 def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Iterator[str]:
@@ -24,6 +27,8 @@ def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Itera
     A shard of an unfinished stage and a checkpoint of an unfinished run are garbage too once nothing has been
     written beside them for the limit. What counts is the folder's youngest object, not the object's own age: a
     run of days needs its first shards to the end, and one that goes on from old shards has marked their pool.
+    Writes that were begun over a day ago and never ended are garbage whatever the limit: temporary files on disk,
+    parts of uploads on S3 where the server tells of them.
 
     Raises:
         ArtifactError: A manifest cannot be read, or belongs to a store below this folder.
@@ -49,14 +54,37 @@ def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Itera
         if delete:
             store.delete(entry.path)
         removed.append(entry)
-        yield f"{'deleted' if delete else 'garbage'}  {entry.size_bytes:>12,}  {entry.path}"
+        yield _line(delete, entry.size_bytes, entry.path)
+    unfinished, untold = _unfinished(store)
+    for write in unfinished:
+        if delete:
+            store.give_up(write)
+        yield _line(delete, write.size_bytes, f"{write.path} (unfinished)")
+    if untold:
+        yield f"unfinished uploads are not known: {untold}"
     total = sum(entry.size_bytes for entry in removed)
     spared = len(loose) - len(removed)
     yield (
         f"{len(removed):,} objects, {total:,} bytes {'deleted' if delete else 'to delete'}"
         f"; {spared:,} younger than {older_than_hours:g} h spared; {len(reached):,} in use"
-        + ("" if delete or not removed else "; delete them with --delete")
+        + f"; {len(unfinished):,} unfinished writes older than {UNFINISHED_HOURS:g} h"
+        + ("" if delete or not (removed or unfinished) else "; delete them with --delete")
     )
+
+
+def _unfinished(store: Store) -> tuple[list[Unfinished], str]:
+    """Writes of ours that nobody will end, or why they are not known."""
+    try:
+        found = store.unfinished()
+    except StoreRefusedError as error:
+        return [], str(error)
+    horizon = time.time() - UNFINISHED_HOURS * 3600
+    return [write for write in found if write.begun_s <= horizon and _OURS.match(write.path)], ""
+
+
+def _line(delete: bool, size_bytes: int | None, what: str) -> str:
+    size = "parts" if size_bytes is None else f"{size_bytes:,}"
+    return f"{'deleted' if delete else 'garbage'}  {size:>12}  {what}"
 
 
 def _unit(path: str) -> str:

@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -10,7 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from transfusion.errors import ArtifactError
-from transfusion.storage.store import Entry, Protection, Store
+from transfusion.storage.store import Entry, Protection, Store, Unfinished
+
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
 
 
 class LocalStore(Store):
@@ -85,6 +88,20 @@ class LocalStore(Store):
         with contextlib.suppress(OSError):
             while (place := place.parent) != self.root:
                 place.rmdir()
+
+    def unfinished(self) -> builtins.list[Unfinished]:
+        found = []
+        for folder, _, names in os.walk(self.root):
+            for name in filter(_TEMPORARY.fullmatch, names):
+                place = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # it has ended
+                    status = place.stat()
+                    path = place.relative_to(self.root).as_posix()
+                    found.append(Unfinished(path, status.st_size, status.st_mtime))
+        return sorted(found)
+
+    def give_up(self, unfinished: Unfinished) -> None:
+        self.delete(unfinished.path)
 
     def probe(self) -> Protection:
         try:

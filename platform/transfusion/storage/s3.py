@@ -1,6 +1,8 @@
 """A store in an S3 bucket, through s3fs."""
 
 import builtins
+import contextlib
+import functools
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +12,7 @@ from typing import Any, TypeVar
 from transfusion.errors import ArtifactError
 from transfusion.storage import copies
 from transfusion.storage.s3_client import PART_BYTES, patiently
-from transfusion.storage.store import Entry, Protection, Store, cache_folder
+from transfusion.storage.store import Entry, Protection, Store, Unfinished, cache_folder
 
 T = TypeVar("T")
 
@@ -123,6 +125,34 @@ class S3Store(Store):
         except FileNotFoundError:
             return
 
+    def unfinished(self) -> builtins.list[Unfinished]:
+        asked = {"Bucket": self.bucket, "Prefix": f"{self._prefix}/" if self._prefix else ""}
+        found = []
+        while True:
+            request = functools.partial(_uploads, asked=dict(asked))
+            page = patiently("list unfinished uploads", self.uri, request)
+            for item in page.get("Uploads", ()):
+                begun_s = item["Initiated"].timestamp()
+                found.append(Unfinished(self._path(item["Key"]), None, begun_s, item["UploadId"]))
+            if not page.get("IsTruncated"):
+                return found
+            asked |= {
+                "KeyMarker": page["NextKeyMarker"],
+                "UploadIdMarker": page["NextUploadIdMarker"],
+            }
+
+    def give_up(self, unfinished: Unfinished) -> None:
+        request = self._object(
+            "abort_multipart_upload", unfinished.path, UploadId=unfinished.upload
+        )
+
+        def abort(fs: Any) -> None:
+            # When it has ended meanwhile there is no such upload, and no use in asking again.
+            with contextlib.suppress(FileNotFoundError):
+                request(fs)
+
+        patiently("abort the upload", self.url(unfinished.path), abort)
+
     def probe(self) -> Protection:
         path = f".probe-{uuid.uuid4().hex}"
         try:
@@ -176,8 +206,8 @@ class S3Store(Store):
         except FileNotFoundError as error:
             raise ArtifactError(f"{self.url(path)}: there is no such object") from error
 
-    def _object(self, method: str, path: str) -> Callable[[Any], Any]:
-        return lambda fs: fs.call_s3(method, Bucket=self.bucket, Key=self._key(path))
+    def _object(self, method: str, path: str, **asked: str) -> Callable[[Any], Any]:
+        return lambda fs: fs.call_s3(method, Bucket=self.bucket, Key=self._key(path), **asked)
 
     def _put(self, verb: str, path: str, data: bytes, *, mode: str) -> None:
         part = _part_bytes(len(data))
@@ -188,6 +218,10 @@ class S3Store(Store):
 
     def _key(self, path: str) -> str:
         return f"{self._prefix}/{path}".strip("/")
+
+
+def _uploads(fs: Any, asked: dict[str, str]) -> dict[str, Any]:
+    return dict(fs.call_s3("list_multipart_uploads", **asked))
 
 
 def _part_bytes(size_bytes: int) -> int:

@@ -40,6 +40,8 @@ _PERMISSIONS = {
     "write": "s3:PutObject",
     "create": "s3:PutObject",
     "delete": "s3:DeleteObject",
+    "list unfinished uploads": "s3:ListBucketMultipartUploads",
+    "abort the upload": "s3:AbortMultipartUpload",
 }
 
 
@@ -144,6 +146,8 @@ def error_code(error: BaseException) -> str:
 def _advice(verb: str, url: str, error: Exception, code: str) -> str:
     """What to check when waiting would not help; empty when it may."""
     bucket = url.removeprefix("s3://").split("/")[0]
+    if code in ("NotImplemented", "MethodNotAllowed", "501", "405"):
+        return "this server does not offer it"
     if code == "NoSuchBucket":
         return f"check that the bucket exists ({bucket!r}), and AWS_ENDPOINT_URL"
     if isinstance(error, PermissionError):

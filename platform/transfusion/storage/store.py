@@ -27,6 +27,19 @@ class Entry(NamedTuple):
     """Seconds since the epoch, by the store's clock: for the age floor of `gc`, never for ordering."""
 
 
+class Unfinished(NamedTuple):
+    """A write that was begun and neither ended nor given up: its writer is at it, or was killed."""
+
+    path: str
+    """The object that it was to be; on disk the file that it lies in."""
+    size_bytes: int | None
+    """None where the store does not tell it with the list."""
+    begun_s: float
+    """As `Entry.modified_s`."""
+    upload: str = ""
+    """The store's own name for it."""
+
+
 class Store(ABC):
     """Names below one root. Paths are relative, with forward slashes. Pickles to its URI alone."""
 
@@ -83,6 +96,18 @@ class Store(ABC):
     @abstractmethod
     def delete(self, path: str) -> None:
         """Removes an object; no complaint when it is gone already."""
+
+    @abstractmethod
+    def unfinished(self) -> builtins.list[Unfinished]:
+        """Writes that left nothing but what they take up. `list` does not show them.
+
+        Raises:
+            StoreRefusedError: The store does not tell.
+        """
+
+    @abstractmethod
+    def give_up(self, unfinished: Unfinished) -> None:
+        """Frees what an unfinished write takes up; no complaint when it has ended meanwhile."""
 
     @abstractmethod
     def probe(self) -> Protection:
