@@ -31,6 +31,10 @@ def test_a_plan_for_another_model_is_refused_with_every_reason():
     assert "model.patch_size is 2 but the mixture was packed for 4" in second
 
 
+def test_one_batch_again_and_again_needs_no_longer_plan():
+    check_plan(config(steps=7, repeat_first_step=True), plan())
+
+
 @pytest.mark.parametrize(
     "stage", ["transfusion.train", "transfusion.train.autoencoder", "transfusion.autoencoder"]
 )

@@ -12,3 +12,7 @@ class TrainConfig(LoopConfig):
     """Architecture; `transfusion.model.presets` lists sizes with their parameter counts."""
 
     objective: ObjectiveConfig = ObjectiveConfig()
+
+    repeat_first_step: bool = False
+    """Every step trains on the first batch of the plan, with the same noise and timesteps. Its loss must come near
+    zero: the first thing to try when a run learns nothing. Nothing is validated."""

@@ -13,6 +13,7 @@ from transfusion.ingest.reader import MixtureReader
 from transfusion.stage import Made, StageContext
 from transfusion.train.config import TrainConfig
 from transfusion.train.preview import Painter
+from transfusion.train.repeated import RepeatedFirstStep
 from transfusion.train.step import TransformerTrainee
 from transfusion.train.worker import train_on_ray
 
@@ -45,7 +46,7 @@ def check_plan(config: TrainConfig, plan: Mixture) -> None:
         ArtifactError: Every reason why not.
     """
     faults = []
-    if config.steps > plan.steps:
+    if config.steps > plan.steps and not config.repeat_first_step:
         faults.append(
             f"steps is {config.steps} but the mixture plans {plan.steps}: raise the mixture's steps (what "
             "is planned already stays as it is), or lower these"
@@ -69,7 +70,7 @@ def build(
     reader = MixtureReader(inputs["mixture"], seed=checked.seed, objective=checked.objective)
     return TransformerTrainee(
         checked,
-        reader,
+        RepeatedFirstStep(reader) if checked.repeat_first_step else reader,
         num_pieces=plan.num_pieces,
         latent_channels=plan.latent_channels,
         device=device,
