@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from data_pipelines.ray_settings import set_on_purpose
 from data_pipelines.shard_starts import ShardStarts
 from data_pipelines.shards import (
     Attempt,
@@ -30,7 +31,7 @@ def attempts(
     import ray
     import ray.data
 
-    _set(ray.data.DataContext.get_current())
+    set_on_purpose(ray.data.DataContext.get_current())
     starts = (
         ray.remote(ShardStarts).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
     )
@@ -118,19 +119,6 @@ class _ShardActor:
             yield
         finally:
             self._free.release(count)
-
-
-def _set(settings: Any) -> None:
-    """Settings that matter, on purpose rather than by default."""
-    settings.enable_progress_bars = False
-    settings.print_on_execution_start = False
-    settings.enable_auto_log_stats = False
-    # Results carry their key: none waits for one that was begun before it.
-    settings.execution_options.preserve_order = False
-    # A dropped block would be a dropped shard.
-    settings.max_errored_blocks = 0
-    # Half an hour without a result is no fault: a large shard, or a wait for GPU nodes.
-    settings.execution_no_progress_timeout_s = -1
 
 
 def _to_text(attempt: Attempt) -> str:

@@ -14,7 +14,14 @@ from transfusion.stage import Made, Progress, Resources, StageContext
 from transfusion.storage.store import Store, open_store
 
 
-def make_context(store: Store, uses: str, *, scratch: Path, name: str = "stage") -> StageContext:
+def make_context(
+    store: Store,
+    uses: str,
+    *,
+    scratch: Path,
+    name: str = "stage",
+    resources: Resources = Resources(),  # noqa: B008 it is frozen
+) -> StageContext:
     log = logging.getLogger("transfusion.job").getChild(name)
     return StageContext(
         name=name,
@@ -22,7 +29,7 @@ def make_context(store: Store, uses: str, *, scratch: Path, name: str = "stage")
         version=importlib.import_module(uses).STAGE.version,
         fingerprint="f" * 64,
         store=store,
-        resources=Resources(),
+        resources=resources,
         scratch=scratch,
         log=log,
         progress=lambda *, total, unit: Progress(log, total=total, unit=unit),
@@ -34,6 +41,7 @@ def make(
     uses: str,
     config: dict[str, Any],
     inputs: dict[str, Artifact] | None = None,
+    resources: Resources = Resources(),  # noqa: B008 it is frozen
     **arguments: Any,
 ) -> Artifact:
     """Runs a stage's body into the store at `root` and commits it; `arguments` go to the body."""
@@ -44,7 +52,8 @@ def make(
     assert checked is not None, faults
     scratch = root.parent / f"{root.name}-scratch"
     scratch.mkdir(exist_ok=True)
-    context = make_context(store, uses, scratch=scratch, name=uses.rpartition(".")[2])
+    name = uses.rpartition(".")[2]
+    context = make_context(store, uses, scratch=scratch, name=name, resources=resources)
     payload = {
         "uses": uses,
         "config": checked.resolved(),

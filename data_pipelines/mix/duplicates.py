@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64, UInt64
 
+from data_pipelines.mix.candidates import Candidates
 from data_pipelines.mix.documents import Documents
 from data_pipelines.mix.near import later_near
-from data_pipelines.mix.reading import Candidates
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,319 +1,74 @@
-"""Reads the index tables of the sources and decides, shard by shard, which documents take part.
+"""Reads the index tables of the sources: in threads of this process, or where there are many as a Ray Data job.
 
-Shards are read in threads, a few at a time; of each only columns of numbers stay. What depends on other shards,
-duplicates, is decided when all have been read.
-Axes: d = documents of a shard, or of a source.
+Of each shard only columns of numbers stay. What depends on other shards, duplicates, is decided when all have
+been read.
 """
 
-import bisect
-import itertools
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Iterator, Mapping
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-from jaxtyping import Bool, Int64, UInt64
-
-from data_pipelines.mix.conditions import Filter
-from data_pipelines.mix.config import MixConfig, MixSource
-from data_pipelines.mix.contamination import Evaluations
-from data_pipelines.mix.documents import Documents
-from data_pipelines.mix.filters import check_columns, columns_of, passing
-from data_pipelines.mix.pieces import split
+from data_pipelines.mix.candidates import Candidates, joined
+from data_pipelines.mix.choice import ShardChoice, ShardPlace
+from data_pipelines.mix.config import MixConfig
+from data_pipelines.mix.filters import check_columns
+from data_pipelines.mix.side_by_side import in_threads
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.mixture import MAX_START
-from transfusion.artifacts.shards import REJECTS_SCHEMA
-from transfusion.ingest.index import (
-    ShardIndex,
-    digest_words,
-    perceptual_hashes,
-    read_shard_index,
-    shard_entries,
-)
-from transfusion.sequence.held_out import held_out
+from transfusion.errors import ArtifactError
+from transfusion.ingest.index import shard_entries
+from transfusion.stage import StageContext
 
-READERS = 8
-"""Shards whose index is read at the same time; twice as many wait at most for their turn."""
-
-_HASHES = ("phash",)
-
-A = TypeVar("A")
-B = TypeVar("B")
+LEAST_SHARDS_ON_RAY = 1024
+"""Threads share one interpreter: a shard costs 2 ms and 1.2 us a document of CPU, of 10,000 documents 14 ms. Ray
+costs 9 s of CPU before the first is read, its start and the imports of its workers, then as much a shard on all
+CPUs there are, and 0.3 us a document in the driver: from here on even two CPUs are enough for it to win."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidates:
-    """Documents of a source that may take part, unless they are duplicates."""
+def read_sources(
+    config: MixConfig,
+    inputs: Mapping[str, Artifact],
+    context: StageContext,
+    *,
+    num_patches: int,
+) -> dict[str, Candidates]:
+    """The documents of each source, their shards numbered through all of them.
 
-    documents: Documents
-    is_held_out: Bool[np.ndarray, " d"]
-    held_out_number: UInt64[np.ndarray, " d"]
-    """The first bytes of what identifies a document: by it documents are held out."""
-    later_images: UInt64[np.ndarray, " i"]
-    """The same of all images but the first of documents that have several."""
-    later_owner: Int64[np.ndarray, " i"]
-    """Which of the documents they belong to."""
-    content: UInt64[np.ndarray, " d"]
-    """The same in exact duplicates."""
-    phash: UInt64[np.ndarray, " d"]
-    has_phash: Bool[np.ndarray, " d"]
-    num_documents: int
-    """Those that came in."""
-    filtered: Mapping[str, int]
-    rejects: pa.Table
-    num_shards: int
-
-
-class SourceReading:
-    """What all shards of a mixture are read with."""
-
-    def __init__(
-        self, config: MixConfig, inputs: Mapping[str, Artifact], *, num_patches: int
-    ) -> None:
-        self._config, self._inputs, self._num_patches = config, inputs, num_patches
-        self._takedown = _takedown(config)
-        self._evaluations = Evaluations(inputs, config.decontaminate, config.near_bits)
-        self._hashes = _HASHES if config.deduplicate == "near" or config.decontaminate else ()
-
-    def read(self, name: str, source: MixSource, *, first_shard: int) -> Candidates:
-        """The documents of a source, its shards numbered from `first_shard`."""
-        tokens = self._inputs[source.tokens]
-        latents = self._inputs[source.latents] if source.latents else None
-        entries = shard_entries(tokens, latents)
-        phases = [phase.filters.get(name, []) for phase in self._config.phases]
-        filters = [*source.filters, *itertools.chain(*phases)]
-        columns = [*columns_of(filters), *self._hashes]
-
-        def choose(shard: int) -> tuple[Candidates, frozenset[str]]:
-            of_tokens, of_latents = entries[shard - first_shard]
-            index = read_shard_index(tokens.store, of_tokens, of_latents, columns)
-            return self._choose(name, source, phases, index, shard), index.columns
-
-        there: frozenset[str] = frozenset()
-        parts = []
-        for part, found in _side_by_side(choose, range(first_shard, first_shard + len(entries))):
-            parts.append(part)
-            there |= found
-        check_columns(f"sources.{name}.filters", source.filters, there)
-        for number, added in enumerate(phases):
-            check_columns(f"phases[{number}].filters.{name}", added, there)
-        return _joined(parts)
-
-    def _choose(
-        self,
-        name: str,
-        source: MixSource,
-        phases: list[list[Filter]],
-        index: ShardIndex,
-        shard: int,
-    ) -> Candidates:
-        """Each document goes one way: away with a reason, or on."""
-        config = self._config
-        length = 2 + index.text_tokens.astype(np.int64)
-        length += index.images * np.int64(self._num_patches + 2)
-        left = np.ones(len(length), bool)
-        filtered: Counter[str] = Counter()
-        for reason, leaves in self._reasons(source, index):
-            filtered[reason] += int((left & leaves).sum())
-            left &= ~leaves
-        longest = np.where(index.is_pair, config.sequence_length, MAX_START - 1)
-        too_long = left & (length > longest)
-        rejects = _rejects(name, index, length, longest, too_long)
-        left &= ~too_long
-        fraction = source.held_out_fraction
-        fraction = config.held_out_fraction if fraction is None else fraction
-        bits = np.zeros(len(length), np.uint16)
-        for number, filters in enumerate(phases):
-            passes = np.all(
-                [np.ones(len(length), bool), *(passing(f, index) for f in filters)], axis=0
-            )
-            bits |= passes.astype(np.uint16) << np.uint16(number)
-        phash, has_phash = self._first_hashes(index)
-        later_images, later_owner = _later_images(index, left)
-        return Candidates(
-            documents=self._documents(index, shard, length, bits, left),
-            is_held_out=held_out(index.content, fraction)[left],
-            held_out_number=_words(index.content, 0, ">u8")[left],
-            later_images=later_images,
-            later_owner=later_owner,
-            content=_exact(index)[left],
-            phash=phash[left],
-            has_phash=has_phash[left],
-            num_documents=len(length),
-            filtered=dict(+filtered),
-            rejects=rejects,
-            num_shards=1,
-        )
-
-    def _reasons(
-        self, source: MixSource, index: ShardIndex
-    ) -> Iterator[tuple[str, Bool[np.ndarray, " d"]]]:
-        yield "takedown", _are_listed(index.keys, self._takedown)
-        yield "image_missing", (index.images > 0) & (index.first_image < 0)
-        yield "empty", (index.images == 0) & (index.text_tokens == 0)
-        for condition in source.filters:
-            yield condition.reason, ~passing(condition, index)
-        if self._config.decontaminate:
-            yield "contaminated", self._evaluations.contain(index)
-
-    def _documents(
-        self,
-        index: ShardIndex,
-        shard: int,
-        length: np.ndarray,
-        bits: np.ndarray,
-        left: Bool[np.ndarray, " d"],
-    ) -> Documents:
-        rows = np.flatnonzero(left)
-        whole = Documents(
-            shard=np.full(len(rows), shard, np.int32),
-            row=rows.astype(np.int32),
-            start=np.zeros(len(rows), np.int32),
-            length=length[rows].astype(np.int32),
-            closes=np.ones(len(rows), bool),
-            text_tokens=index.text_tokens[rows],
-            images=index.images[rows],
-            is_pair=index.is_pair[rows],
-            identity=index.identity[rows],
-            phases=bits[rows],
-        )
-        long = (whole.images > 0) & (whole.length > self._config.sequence_length)
-        if not long.any():
-            return whole
-        pieces = [
-            split(
-                index.tokens["layout"][row].as_py(),
-                index.tokens["lengths"][row].as_py(),
-                image_length=self._num_patches + 2,
-                longest=self._config.sequence_length,
-            )
-            for row in whole.row[long].tolist()
-        ]
-        counts = np.ones(len(rows), np.int64)
-        counts[long] = [len(found) for found in pieces]
-        repeated = {name: np.repeat(column, counts) for name, column in vars(whole).items()}
-        at = np.repeat(long, counts)
-        columns = zip(*itertools.chain(*pieces), strict=True)
-        names = ("start", "length", "text_tokens", "images", "closes")
-        for name, values in zip(names, columns, strict=True):
-            repeated[name][at] = values
-        return Documents(**repeated)
-
-    def _first_hashes(
-        self, index: ShardIndex
-    ) -> tuple[UInt64[np.ndarray, " d"], Bool[np.ndarray, " d"]]:
-        """Of pairs and single images; a page that has one image in common with another is no duplicate."""
-        one_image = (index.images == 1) & (index.is_pair | (index.text_tokens == 0))
-        one_image &= index.first_image >= 0
-        if not self._hashes or index.latents is None or not len(index.latents):
-            return np.zeros(len(one_image), np.uint64), np.zeros(len(one_image), bool)
-        hashes, known = perceptual_hashes(index.latents, "deduplicate: latents")
-        rows = np.maximum(index.first_image, 0)
-        return hashes[rows], one_image & known[rows]
+    Raises:
+        ArtifactError: A table is gone or altered, or a filter asks for a column that no shard of its source has.
+    """
+    choice = ShardChoice(config, inputs, store=context.store, num_patches=num_patches)
+    places = _places(config, inputs)
+    parts: dict[str, list[Candidates]] = {name: [] for name in config.sources}
+    for name, part in _read(choice, places, context):
+        parts[name].append(part)
+    found = {}
+    for name, source in config.sources.items():
+        numbers = [place.shard for place in places if place.source == name]
+        found[name] = joined(parts.pop(name), range(numbers[0], numbers[-1] + 1))
+        check_columns(f"sources.{name}.filters", source.filters, found[name].columns)
+        for number, phase in enumerate(config.phases):
+            added = phase.filters.get(name, [])
+            check_columns(f"phases[{number}].filters.{name}", added, found[name].columns)
+    return found
 
 
-def _later_images(
-    index: ShardIndex, left: Bool[np.ndarray, " d"]
-) -> tuple[UInt64[np.ndarray, " i"], Int64[np.ndarray, " i"]]:
-    """Numbers of the images but the first, and the place of their document among those that are left."""
-    several = np.flatnonzero(left & (index.images > 1) & (index.first_image >= 0))
-    if index.latents is None or not len(several):
-        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    counts = index.images[several] - 1
-    ends = np.cumsum(counts, dtype=np.int64)
-    within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-    rows = np.repeat(index.first_image[several] + 1, counts) + within
-    numbers = digest_words(index.latents["sha256"]).byteswap()[rows]
-    return numbers, np.repeat(np.cumsum(left)[several] - 1, counts)
+def _read(
+    choice: ShardChoice, places: list[ShardPlace], context: StageContext
+) -> Iterator[tuple[str, Candidates]]:
+    way = context.resources.mix.reading
+    if way == "ray" or (way == "auto" and len(places) >= LEAST_SHARDS_ON_RAY):
+        from data_pipelines.mix.reading_on_ray import read_on_ray
+
+        context.start_ray()
+        yield from read_on_ray(choice, places, context)
+    else:
+        yield from in_threads(lambda place: (place.source, choice.read(place)), places)
 
 
-def _exact(index: ShardIndex) -> UInt64[np.ndarray, " d"]:
-    """Of a pair its image, whatever is said of it; of other documents text, first image and number of images."""
-    of_image, of_text = _words(index.content, 8, "<u8"), _words(index.text_content, 8, "<u8")
-    # A number of its own for each number of images, and apart from those of pairs.
-    count = index.images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
-    has_image = index.first_image >= 0
-    other = of_text ^ count ^ np.where(has_image, of_image, np.uint64(0))
-    return np.where(index.is_pair, of_image, other)
-
-
-def _words(digests: np.ndarray, first_byte: int, kind: str) -> UInt64[np.ndarray, " d"]:
-    part = np.ascontiguousarray(digests[:, first_byte : first_byte + 8])
-    return part.view(kind)[:, 0].astype(np.uint64)
-
-
-def _takedown(config: MixConfig) -> pa.Array:
-    if config.takedown is None:
-        return pa.array([], pa.string())
-    text = Path(config.takedown).expanduser().read_text("utf-8-sig")
-    return pa.array(sorted({line.strip() for line in text.split("\n")} - {""}), pa.string())
-
-
-def _are_listed(keys: pa.ChunkedArray, listed: pa.Array) -> Bool[np.ndarray, " d"]:
-    """Which keys, of rows sorted by key, a sorted list has."""
-    if not len(keys) or not len(listed):
-        return np.zeros(len(keys), bool)
-    places = range(len(listed))
-    first = bisect.bisect_left(places, keys[0].as_py(), key=lambda i: listed[i].as_py())
-    last = bisect.bisect_right(places, keys[-1].as_py(), key=lambda i: listed[i].as_py())
-    return pc.is_in(keys, listed[first:last]).to_numpy().astype(bool)
-
-
-def _rejects(
-    name: str,
-    index: ShardIndex,
-    length: np.ndarray,
-    longest: np.ndarray,
-    too_long: Bool[np.ndarray, " d"],
-) -> pa.Table:
-    rows = np.flatnonzero(too_long)
-    details = [
-        f"{length[row]} positions, at most {longest[row]}: a caption stays in a sequence with its image"
-        for row in rows.tolist()
-    ]
-    keys = pc.binary_join_element_wise(name, index.keys.take(pa.array(rows)).combine_chunks(), "/")
-    columns = [
-        keys,
-        pa.array(["too_long"] * len(rows), pa.string()),
-        pa.array(details, pa.string()),
-    ]
-    return pa.table(columns, schema=REJECTS_SCHEMA)
-
-
-def _joined(parts: list[Candidates]) -> Candidates:
-    def column(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    arrays = ("is_held_out", "held_out_number", "content", "phash", "has_phash")
-    filtered: Counter[str] = Counter()
-    for part in parts:
-        filtered.update(part.filtered)
-    firsts = np.cumsum([0, *(len(part.is_held_out) for part in parts)])
-    owners = [part.later_owner + first for part, first in zip(parts, firsts[:-1], strict=True)]
-    return Candidates(
-        documents=Documents.join([part.documents for part in parts]),
-        num_documents=sum(part.num_documents for part in parts),
-        filtered=dict(filtered),
-        rejects=pa.concat_tables([part.rejects for part in parts]),
-        num_shards=len(parts),
-        later_images=column("later_images"),
-        later_owner=np.concatenate(owners),
-        **{name: column(name) for name in arrays},
-    )
-
-
-def _side_by_side(work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
-    """Results in order, worked on in threads; few wait, however many items there are."""
-    waiting: deque[Future[B]] = deque()
-    with ThreadPoolExecutor(READERS) as threads:
-        for item in items:
-            waiting.append(threads.submit(work, item))
-            if len(waiting) > 2 * READERS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _places(config: MixConfig, inputs: Mapping[str, Artifact]) -> list[ShardPlace]:
+    found: list[ShardPlace] = []
+    for name, source in config.sources.items():
+        latents = inputs[source.latents] if source.latents else None
+        entries = shard_entries(inputs[source.tokens], latents)
+        if not entries:
+            raise ArtifactError(f"sources.{name}: its inputs have no shard that could be read")
+        found += [ShardPlace(name, len(found) + i, *pair) for i, pair in enumerate(entries)]
+    return found

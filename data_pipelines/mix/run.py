@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from data_pipelines.mix.config import MixConfig
 from data_pipelines.mix.duplicates import SourceDocuments, settle
 from data_pipelines.mix.plan import Plan
-from data_pipelines.mix.reading import Candidates, SourceReading
+from data_pipelines.mix.reading import read_sources
 from data_pipelines.mix.statistics import Statistics
 from data_pipelines.mix.streams import training_streams, validation_streams
 from transfusion.artifacts.artifact import Artifact
@@ -36,7 +36,11 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
     """The body of the stage."""
     num_pieces, latent = _constants_of_inputs(config, inputs)
     num_patches = _num_patches(config, latent, context)
-    sources = _read_sources(config, inputs, num_patches=num_patches)
+    sources = settle(
+        read_sources(config, inputs, context, num_patches=num_patches),
+        deduplicate=config.deduplicate,
+        near_bits=config.near_bits,
+    )
     for name, source in sources.items():
         if not len(source.training):
             raise ArtifactError(
@@ -161,18 +165,6 @@ def _num_patches(config: MixConfig, latent: Latent, context: StageContext) -> in
             "positions: raise sequence_length or layout.patch_size"
         )
     return num_patches
-
-
-def _read_sources(
-    config: MixConfig, inputs: Mapping[str, Artifact], *, num_patches: int
-) -> dict[str, SourceDocuments]:
-    reading = SourceReading(config, inputs, num_patches=num_patches)
-    candidates: dict[str, Candidates] = {}
-    first_shard = 0
-    for name, source in config.sources.items():
-        candidates[name] = reading.read(name, source, first_shard=first_shard)
-        first_shard += candidates[name].num_shards
-    return settle(candidates, deduplicate=config.deduplicate, near_bits=config.near_bits)
 
 
 def _validation(

@@ -71,6 +71,13 @@ class TrainResources(Config):
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)
     """Restarts after a worker's death before the stage fails; preemptions are not counted."""
+    collective_timeout_s: int = Field(600, ge=1)
+    """A message between workers that takes longer ends the worker that waits, and the group starts again."""
+    hang_timeout_s: float = Field(1800, gt=0)
+    """A worker whose step takes longer writes the stacks of its threads and exits, and the group starts again."""
+    checkpoint_async: bool = False
+    """Checkpoints are written from a copy in host memory while training goes on: takes as much memory as they
+    do, and a worker's death costs one more."""
 
 
 class PoolResources(Config):
@@ -93,6 +100,14 @@ class PoolResources(Config):
     """A run stops when more of at least 1,000 rows were rejected."""
 
 
+class MixResources(Config):
+    """How a mixture is planned."""
+
+    reading: Literal["auto", "threads", "ray"] = "auto"
+    """Of the index tables: in threads of the planning process, or as a Ray Data job; auto chooses by the number
+    of shards. The plan is the same."""
+
+
 class ServeResources(Config):
     """Replicas of the sampler behind an endpoint."""
 
@@ -109,9 +124,10 @@ class Resources(Config):
     """CPUs of a Ray started here; None for all of the machine's."""
     train: TrainResources = TrainResources()
     pool: PoolResources = PoolResources()
+    mix: MixResources = MixResources()
     serve: ServeResources = ServeResources()
-    tracking: Literal["none", "wandb"] = "none"
-    """wandb runs offline when no key is set."""
+    tracking: Literal["none", "wandb", "tensorboard"] = "none"
+    """wandb runs offline when no key is set; tensorboard needs its package."""
 
 
 @dataclass(kw_only=True)
@@ -144,6 +160,9 @@ class StageContext:
     """Fingerprint of the raw input that was planned with; a body that looks again must find the same."""
     progress: Callable[..., "Progress"]
     """`context.progress(total=, unit=)`; a context manager with `advance(n, **shown)`."""
+    start_ray: Callable[[], None] = lambda: None
+    """Connects to Ray or starts it, once: for a body whose stage does not need Ray, but that may want it. Without
+    a runner nothing does, as in tests that have started it."""
 
     @property
     def folder(self) -> str:

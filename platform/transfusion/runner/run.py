@@ -1,5 +1,6 @@
 """Running a plan here: each stage that is not there yet, in order; the manifest last."""
 
+import functools
 import importlib.metadata
 import logging
 import os
@@ -87,8 +88,9 @@ def _run_stage(
     stage_log.info(
         f"{planned.status}: {', '.join(planned.reasons) or stage.declaration.summary or stage.uses}"
     )
+    start = functools.partial(start_ray, num_cpus=resources.num_cpus, log=log)
     if stage.declaration.needs_ray:
-        start_ray(num_cpus=resources.num_cpus, log=log)
+        start()
     inputs = {role: artifacts[name] for role, name in stage.inputs.items()}
     scratch = Path(tempfile.mkdtemp(prefix=f"transfusion-{stage.name}-"))
     try:
@@ -103,6 +105,7 @@ def _run_stage(
             scratch=scratch,
             log=stage_log,
             progress=make_progress(stage_log),
+            start_ray=start,
         )
         made = load_function(stage.declaration.body)(stage.config, inputs, context)
     finally:
