@@ -46,6 +46,9 @@ class EvaluateConfig(ImageSampling):
     max_caption_tokens: int = Field(48, ge=1)
     """A caption is cut there."""
 
+    num_paired: int = Field(0, ge=0)
+    """Held-out images whose losses are measured at fixed timesteps with fixed noise, to compare runs by."""
+
     num_text_documents: int = Field(64, ge=0)
     """Held-out documents read for bits per byte; the first tokens of each."""
 

@@ -19,6 +19,7 @@ from transfusion.evaluate.judges import (
     judge_drawings,
     judge_text,
 )
+from transfusion.evaluate.paired import paired_losses
 from transfusion.evaluate.shapes.prompts import Prompt, make_prompts
 from transfusion.evaluate.validation import validation_losses
 from transfusion.package.load import load_package
@@ -60,7 +61,8 @@ def _run(
     rows = (
         held_out_pixels_first(read_pixels(inputs["pixels"]), mixture) if "pixels" in inputs else []
     )
-    images = held_out_images(mixture, limit=max(config.num_captions, config.num_caption_prompts))
+    wanted = max(config.num_captions, config.num_caption_prompts, config.num_paired)
+    images = held_out_images(mixture, limit=wanted)
     drawn_world = any(entry.uses == DRAWN_WORLD for entry in package.config.lineage)
     prompts = _prompts(config, images, package.tokenizer.decode, drawn_world=drawn_world)
     total = len(prompts) + min(len(images), config.num_captions)
@@ -82,6 +84,8 @@ def _run(
     judge_text(evaluation)
     with evaluation.timed("validation"):
         evaluation.metrics |= validation_losses(package, mixture)
+    with evaluation.timed("paired"):
+        evaluation.metrics |= paired_losses(package, images[: config.num_paired])
     metrics = evaluation.metrics
     told = [f"{name} {metrics[name]:.3f}" for name in HEADLINES if name in metrics]
     context.log.info(", ".join(told))
