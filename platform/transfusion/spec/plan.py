@@ -117,7 +117,8 @@ def _differences(stage: JobStage, payload: Mapping[str, Any], manifest: Manifest
     before = {key: value for key, value in manifest.config.items() if key not in places}
     now = {key: value for key, value in stage.config.resolved().items() if key not in places}
     found = [
-        f"config.{key} {old!r} -> {new!r}" for key, old, new in _changed(flattened(before), flattened(now))
+        f"config.{key} {old!r} -> {new!r}"
+        for key, old, new in _changed(flattened(before), flattened(now))
     ]
     if manifest.version != payload["version"]:
         found.append(f"version {manifest.version} -> {payload['version']}")
