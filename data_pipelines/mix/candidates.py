@@ -1,6 +1,7 @@
 """What some shards contribute to a mixture: documents that may take part, as columns of numbers.
 
-Axes: d = documents; i = images of documents that have several, without the first of each.
+Axes: d = documents; i = images of documents that have several, without the first of each; t = keys of
+the takedown list.
 """
 
 from collections import Counter
@@ -9,7 +10,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, Int32, Int64, UInt64
 
 from data_pipelines.mix.documents import Documents
 
@@ -28,6 +29,8 @@ class Candidates:
     """The same of all images but the first of documents that have several."""
     later_owner: Int64[np.ndarray, " i"]
     """Which of the documents they belong to."""
+    takedown_found: Int32[np.ndarray, " t"]
+    """Places of the takedown list that name one of the documents."""
     content: UInt64[np.ndarray, " d"]
     """The same in exact duplicates."""
     phash: UInt64[np.ndarray, " d"]
@@ -51,7 +54,8 @@ class Candidates:
 
 
 OWN_COLUMNS = (
-    "is_held_out", "held_out_number", "later_images", "later_owner", "content", "phash", "has_phash",
+    "is_held_out", "held_out_number", "later_images", "later_owner", "takedown_found", "content", "phash",
+    "has_phash",
 )  # fmt: skip
 """Beside those of `Documents`."""
 

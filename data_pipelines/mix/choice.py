@@ -4,11 +4,9 @@ Nothing here depends on other shards, and nothing is changed by it: it may be do
 Axes: d = documents of a shard.
 """
 
-import bisect
 import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +21,7 @@ from data_pipelines.mix.contamination import Evaluations
 from data_pipelines.mix.documents import Documents
 from data_pipelines.mix.filters import columns_of, passing
 from data_pipelines.mix.pieces import split
+from data_pipelines.mix.takedown import Takedown
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.mixture import MAX_START
@@ -51,11 +50,12 @@ class ShardChoice:
         config: MixConfig,
         inputs: Mapping[str, Artifact],
         *,
+        takedown: Takedown,
         store: Store,
         num_patches: int,
     ) -> None:
         self._config, self._store, self._num_patches = config, store, num_patches
-        self._takedown = _takedown(config)
+        self._takedown = takedown
         self._evaluations = Evaluations(inputs, config.decontaminate, config.near_bits)
         self._hashes = _HASHES if config.deduplicate == "near" or config.decontaminate else ()
 
@@ -87,7 +87,8 @@ class ShardChoice:
         length += index.images * np.int64(self._num_patches + 2)
         left = np.ones(len(length), bool)
         filtered: Counter[str] = Counter()
-        for reason, leaves in self._reasons(source, index):
+        listed, found = self._takedown.find(name, index.keys)
+        for reason, leaves in self._reasons(source, index, listed):
             filtered[reason] += int((left & leaves).sum())
             left &= ~leaves
         longest = np.where(index.is_pair, config.sequence_length, MAX_START - 1)
@@ -112,6 +113,7 @@ class ShardChoice:
             held_out_number=_words(index.content, 0, ">u8")[left],
             later_images=later_images,
             later_owner=later_owner,
+            takedown_found=found,
             content=_exact(index)[left],
             phash=phash[left],
             has_phash=has_phash[left],
@@ -122,9 +124,9 @@ class ShardChoice:
         )
 
     def _reasons(
-        self, source: MixSource, index: ShardIndex
+        self, source: MixSource, index: ShardIndex, listed: Bool[np.ndarray, " d"]
     ) -> Iterator[tuple[str, Bool[np.ndarray, " d"]]]:
-        yield "takedown", _are_listed(index.keys, self._takedown)
+        yield "takedown", listed
         yield "image_missing", (index.images > 0) & (index.first_image < 0)
         yield "empty", (index.images == 0) & (index.text_tokens == 0)
         for condition in source.filters:
@@ -216,23 +218,6 @@ def _exact(index: ShardIndex) -> UInt64[np.ndarray, " d"]:
 def _words(digests: np.ndarray, first_byte: int, kind: str) -> UInt64[np.ndarray, " d"]:
     part = np.ascontiguousarray(digests[:, first_byte : first_byte + 8])
     return part.view(kind)[:, 0].astype(np.uint64)
-
-
-def _takedown(config: MixConfig) -> pa.Array:
-    if config.takedown is None:
-        return pa.array([], pa.string())
-    text = Path(config.takedown).expanduser().read_text("utf-8-sig")
-    return pa.array(sorted({line.strip() for line in text.split("\n")} - {""}), pa.string())
-
-
-def _are_listed(keys: pa.ChunkedArray, listed: pa.Array) -> Bool[np.ndarray, " d"]:
-    """Which keys, of rows sorted by key, a sorted list has."""
-    if not len(keys) or not len(listed):
-        return np.zeros(len(keys), bool)
-    places = range(len(listed))
-    first = bisect.bisect_left(places, keys[0].as_py(), key=lambda i: listed[i].as_py())
-    last = bisect.bisect_right(places, keys[-1].as_py(), key=lambda i: listed[i].as_py())
-    return pc.is_in(keys, listed[first:last]).to_numpy().astype(bool)
 
 
 def _rejects(

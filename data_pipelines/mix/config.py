@@ -96,7 +96,7 @@ class MixConfig(Config):
     """Documents that a lane shuffles at a time: more mixes better, fewer keeps reads together."""
 
     takedown: Location | None = None
-    """A file of keys, one a line, that must not be trained on."""
+    """A file of keys, one a line, that must not be trained on: as the documents have them, or as `source/key`."""
 
     deduplicate: Literal["none", "exact", "near"] = "none"
     """Which documents take part once, whatever the source: the first by name of the source and place in it.

@@ -11,15 +11,17 @@ from data_pipelines.mix.choice import ShardChoice, ShardPlace
 from data_pipelines.mix.config import MixConfig
 from data_pipelines.mix.filters import check_columns
 from data_pipelines.mix.side_by_side import in_threads
+from data_pipelines.mix.takedown import Takedown
 from transfusion.artifacts.artifact import Artifact
 from transfusion.errors import ArtifactError
 from transfusion.ingest.index import shard_entries
 from transfusion.stage import StageContext
 
 LEAST_SHARDS_ON_RAY = 1024
-"""Threads share one interpreter: a shard costs 2 ms and 1.2 us a document of CPU, of 10,000 documents 14 ms. Ray
-costs 9 s of CPU before the first is read, its start and the imports of its workers, then as much a shard on all
-CPUs there are, and 0.3 us a document in the driver: from here on even two CPUs are enough for it to win."""
+"""Ray costs 7 s before it is even: 3 to start, 4 until its workers are there. From then on two CPUs are as fast as
+the threads (7 ms a shard of 10,000 documents, 3 ms of 500), which share one interpreter and cannot use more. With
+many CPUs it is worth it from about 2,000 shards on a disk; on S3, where each waits for its objects, from some
+hundreds on."""
 
 
 def read_sources(
@@ -27,6 +29,7 @@ def read_sources(
     inputs: Mapping[str, Artifact],
     context: StageContext,
     *,
+    takedown: Takedown,
     num_patches: int,
 ) -> dict[str, Candidates]:
     """The documents of each source, their shards numbered through all of them.
@@ -34,7 +37,9 @@ def read_sources(
     Raises:
         ArtifactError: A table is gone or altered, or a filter asks for a column that no shard of its source has.
     """
-    choice = ShardChoice(config, inputs, store=context.store, num_patches=num_patches)
+    choice = ShardChoice(
+        config, inputs, takedown=takedown, store=context.store, num_patches=num_patches
+    )
     places = _places(config, inputs)
     parts: dict[str, list[Candidates]] = {name: [] for name in config.sources}
     for name, part in _read(choice, places, context):

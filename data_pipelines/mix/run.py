@@ -13,6 +13,7 @@ from data_pipelines.mix.plan import Plan
 from data_pipelines.mix.reading import read_sources
 from data_pipelines.mix.statistics import Statistics
 from data_pipelines.mix.streams import training_streams, validation_streams
+from data_pipelines.mix.takedown import Takedown
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry, Outcomes
 from transfusion.artifacts.mixture import HELD_OUT, HELD_OUT_SCHEMA, Mixture, MixtureSource
@@ -36,8 +37,19 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
     """The body of the stage."""
     num_pieces, latent = _constants_of_inputs(config, inputs)
     num_patches = _num_patches(config, latent, context)
+    takedown = Takedown.of_file(config.takedown)
+    candidates = read_sources(config, inputs, context, takedown=takedown, num_patches=num_patches)
+    found = np.concatenate([part.takedown_found for part in candidates.values()])
+    taken_down = takedown.told(found)
+    if taken_down is not None and taken_down.not_found:
+        context.log.warning(
+            "takedown: %d of %d keys name no document of the sources, such as %s",
+            taken_down.not_found,
+            taken_down.listed,
+            ", ".join(taken_down.first_not_found),
+        )
     sources = settle(
-        read_sources(config, inputs, context, num_patches=num_patches),
+        candidates,
         deduplicate=config.deduplicate,
         near_bits=config.near_bits,
     )
@@ -93,6 +105,7 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
         sources=_described(config, sources),
         statistics=statistics.per_source(sources),
         phases=statistics.per_phase(),
+        takedown=taken_down,
     )
     return Made(
         files=files,

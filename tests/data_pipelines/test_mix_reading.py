@@ -13,6 +13,7 @@ from data_pipelines.mix.candidates import Candidates, joined
 from data_pipelines.mix.choice import ShardChoice, ShardPlace
 from data_pipelines.mix.config import MixConfig
 from data_pipelines.mix.reading_on_ray import MAX_DOCUMENTS, MAX_SHARDS, _batches
+from data_pipelines.mix.takedown import Takedown
 from tests.mixes import MIX, Doc, filtered, inputs_of, mix, pair, prose
 from tests.pipeline import make, make_context
 from transfusion.artifacts.artifact import Artifact
@@ -31,7 +32,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     folder = tmp_path_factory.mktemp("reading")
     root = folder / "store"
     takedown = folder / "takedown.txt"
-    takedown.write_text("007\npage 03\n", "utf-8")
+    takedown.write_text("007\npage 03\npairs/009\nnobody\n", "utf-8")
     # Each two look alike: the same hash but for a bit.
     looks = [(i // 2 * 0x9E3779B97F4A7C15 ^ i % 2) % 2**64 for i in range(70)]
     pairs = [
@@ -109,9 +110,10 @@ def test_what_a_killed_worker_had_begun_is_read_again(
 ) -> None:
     config = MixConfig.model_validate(mixture.manifest.config)
     inputs = {role: mixture.input(role) for role in mixture.manifest.inputs}
+    takedown = Takedown([])
     context = make_context(mixture.store, MIX, scratch=tmp_path)
-    expected = reading.read_sources(config, inputs, context, num_patches=4)
-    choice = DeadlyChoice(config, inputs, store=mixture.store, num_patches=4)
+    expected = reading.read_sources(config, inputs, context, takedown=takedown, num_patches=4)
+    choice = DeadlyChoice(config, inputs, takedown=takedown, store=mixture.store, num_patches=4)
     places = reading._places(config, inputs)
     parts = [part for _, part in reading_on_ray.read_on_ray(choice, places, context)]
     assert mixture.store.exists("killed")
@@ -165,7 +167,7 @@ def test_parts_are_joined_in_the_order_of_their_shards_and_none_may_be_missing(
 ) -> None:
     config = MixConfig.model_validate(mixture.manifest.config)
     inputs = {role: mixture.input(role) for role in mixture.manifest.inputs}
-    choice = ShardChoice(config, inputs, store=mixture.store, num_patches=4)
+    choice = ShardChoice(config, inputs, takedown=Takedown([]), store=mixture.store, num_patches=4)
     places = [place for place in reading._places(config, inputs) if place.source == "web"]
     first = places[0].shard
 

@@ -66,6 +66,16 @@ class MixturePhase(_Record):
     """For each source: share of the positions, tokens and images, epochs of what passes the phase's filters."""
 
 
+class MixtureTakedown(_Record):
+    """What became of the list of keys that must not be trained on."""
+
+    listed: int
+    not_found: int
+    """Keys that name no document of the sources."""
+    first_not_found: list[str]
+    """The first five of them."""
+
+
 class Mixture(_Record):
     """Constants of a plan: what a reader, a model and an evaluation need to know of it."""
 
@@ -91,6 +101,7 @@ class Mixture(_Record):
     """For each source: documents, held out, positions, caption, prose and patch tokens, epochs."""
     phases: list[MixturePhase] = []
     """One at least, the first from step 0; none in plans that were made before there were phases."""
+    takedown: MixtureTakedown | None = None
 
 
 def read_mixture(artifact: Artifact) -> Mixture:

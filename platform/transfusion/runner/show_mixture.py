@@ -54,6 +54,7 @@ def mixture_summary(artifact: Artifact) -> dict[str, Any]:
             for name, value in artifact.manifest.content.metrics.items()
             if not name.startswith("share.")
         },
+        "takedown": metadata.get("takedown"),
         "histograms": _histograms(artifact),
     }
 
@@ -149,6 +150,8 @@ def mixture_text(summary: Mapping[str, Any], outcomes: Mapping[str, Any] | None)
     section("Positions hold", _bars(_told_shares(summary["holds"])))
     if outcomes:
         section("Documents", _bars(_told_outcomes(outcomes)))
+    if summary["takedown"]:
+        console.print(f"\n{_told_takedown(summary['takedown'])}", markup=False, soft_wrap=True)
     histograms = summary["histograms"]
     seen = histograms["files"], histograms["of_files"]
     part = "" if seen[0] == seen[1] else f" (of {seen[0]:,} of the plan's {seen[1]:,} files)"
@@ -235,6 +238,14 @@ def _told_outcomes(outcomes: Mapping[str, Any]) -> list[Line]:
     return [
         (name, float(count), f"{count:,}  {count / whole:7.2%}") for name, count in counts.items()
     ]
+
+
+def _told_takedown(takedown: Mapping[str, Any]) -> str:
+    told = f"Takedown: {takedown['listed']:,} keys listed"
+    if not takedown["not_found"]:
+        return f"{told}, each names a document"
+    first = ", ".join(takedown["first_not_found"])
+    return f"{told}, {takedown['not_found']:,} name no document, such as {first}"
 
 
 def _told_histogram(found: Mapping[str, Any]) -> list[Line]:
