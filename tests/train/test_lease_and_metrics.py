@@ -5,13 +5,15 @@ import logging
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
 from transfusion.storage.store import open_store
 from transfusion.train import lease as lease_module
 from transfusion.train.lease import lease
-from transfusion.train.metrics import Metrics, values_digest, wandb_tracker
+from transfusion.train.metrics import Metrics, values_digest
+from transfusion.train.tracking import make_tracker
 
 LOG = logging.getLogger("transfusion.test")
 
@@ -101,15 +103,53 @@ def test_the_digest_is_over_values_and_not_over_durations():
     assert values_digest(rows(1.0, 0.5)) != values_digest(rows(1.0, 0.25))
 
 
-def test_wandb_without_a_key_writes_offline(tmp_path, monkeypatch):
+ROW = {"step": 1, "kind": "train", "values": {"loss": 2.0}, "timing": {"step_s": 0.1}}
+
+
+def tracked(folder, tracking):
+    return make_tracker(
+        tracking,
+        run_id="a" * 16,
+        name="test",
+        config={"steps": 2},
+        store=open_store(str(folder)),
+        folder="run",
+    )
+
+
+def test_wandb_without_a_key_writes_offline_and_the_files_stay(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    track = wandb_tracker(run_id="a" * 16, name="test", config={"steps": 2}, folder=tmp_path)
+    track = tracked(tmp_path, "wandb")
     assert track is not None
-    track({"step": 1, "kind": "train", "values": {"loss": 2.0}, "timing": {"step_s": 0.1}})
+    track(ROW)
     import wandb
 
     wandb.finish()
-    assert list(tmp_path.rglob("*.wandb"))
+    assert list((tmp_path / "run/tracking").rglob("*.wandb"))
+
+
+def test_tensorboard_gets_every_value_as_a_scalar(tmp_path, monkeypatch):
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "run/tracking")
+
+        def add_scalar(self, *scalar):
+            written.append(scalar)
+
+    package = types.ModuleType("torch.utils.tensorboard")
+    package.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
+    tracked(tmp_path, "tensorboard")(ROW)
+    assert written == [("train/loss", 2.0, 1), ("train/step_s", 0.1, 1)]
+
+
+def test_tensorboard_without_its_package_is_said_and_hurts_nothing(tmp_path, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert tracked(tmp_path, "tensorboard") is None
+    assert "tracking with tensorboard is off" in caplog.text
+    assert "pip install 'transfusion[tensorboard]'" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]"])

@@ -3,12 +3,14 @@
 import json
 import logging
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.train.worlds import MadeUpSource, config, result_file, rows, train
-from transfusion.train.loop import NotFiniteError
+from transfusion.train.checkpoint import READ_WITHIN_S
+from transfusion.train.faults import NotFiniteError
 
 WEIGHTS = ("model.safetensors", "ema.safetensors")
 pytestmark = pytest.mark.usefixtures("world")
@@ -116,19 +118,41 @@ def test_only_the_newest_checkpoints_are_kept_and_those_whole(uninterrupted):
     assert there == kept
 
 
-def test_a_checkpoint_of_another_run_is_refused(stopped, tmp_path):
+def test_a_checkpoint_of_another_run_is_refused_by_name_and_the_one_before_is_taken(
+    uninterrupted, stopped, tmp_path, caplog
+):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     newest = records(tmp_path)[-1]
-    newest.write_text(newest.read_text().replace("f" * 64, "e" * 64))
-    with pytest.raises(Exception, match="is of run eeeeeeeeeeeeeeee, not ffffffffffffffff"):
-        train(tmp_path)
+    foreign = newest.read_text().replace("f" * 64, "e" * 64)
+    newest.write_text(foreign)
+    with caplog.at_level(logging.INFO, "transfusion"):
+        outcome = train(tmp_path)
+    assert "step-000004.json: is of run eeeeeeeeeeeeeeee, not ffffffffffffffff" in caplog.text
+    assert "resumed after step 2 of 6" in caplog.text
+    assert (tmp_path / "run/checkpoints/refused/000004.json").read_text() == foreign
+    assert_same(uninterrupted, (tmp_path, outcome))
+
+
+def test_a_checkpoint_that_somebody_reads_is_not_deleted(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    note = tmp_path / "run/checkpoints/reading/other.json"
+    note.parent.mkdir()
+    note.write_text(json.dumps({"step": 2, "at": time.time() - 60}))
+    train(tmp_path)
+    assert [path.stem for path in records(tmp_path)] == [f"step-{step:06d}" for step in (2, 4, 6)]
+    # A note of a process that died does not keep it for ever.
+    note.write_text(json.dumps({"step": 2, "at": time.time() - 2 * READ_WITHIN_S}))
+    records(tmp_path)[-1].unlink()
+    train(tmp_path)
+    assert [path.stem for path in records(tmp_path)] == ["step-000004", "step-000006"]
+    assert not list(note.parent.glob("[!o]*"))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_before_the_update_and_names_the_data(
     uninterrupted, tmp_path
 ):
     with pytest.raises(NotFiniteError, match=r"step 4: loss nan.*lane 1: document-4-1-0"):
-        train(tmp_path, source=MadeUpSource(spoilt=(4, 1)))
+        train(tmp_path, source=MadeUpSource(spoilt=[(4, 1)]))
     assert records(tmp_path)[-1].stem == "step-000004"
     # The state before it was whole: mended data and the same command finish the run.
     assert_same(uninterrupted, (tmp_path, train(tmp_path)))

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,14 @@ FINGERPRINT = "f" * 64
 class MadeUpSource:
     """Batches that are a function of (step, lane); captions of different lengths, so that counts differ."""
 
-    def __init__(self, lanes: int = 3, spoilt: tuple[int, int] | None = None) -> None:
+    def __init__(self, lanes: int = 3, spoilt: Collection[tuple[int, int]] = ()) -> None:
         self.lanes = lanes
         self.num_validation = 2
         self._spoilt = spoilt
 
     def micro_batch(self, step: int, lane: int) -> PackedBatch:
         batch = self._batch(np.random.default_rng([step, lane]))
-        if (step, lane) == self._spoilt:
+        if (step, lane) in self._spoilt:
             batch.latents[0, 0, 0, 0] = float("nan")
         return batch
 
@@ -187,5 +187,5 @@ class DyingSource(MadeUpSource):
 def build(values: dict[str, Any], inputs: dict[str, Any], device: torch.device) -> Any:
     """What a Ray Train worker calls; `case` stands beside the config."""
     case = values.pop("case")
-    source = DyingSource(Path(case["marker"])) if case["marker"] else MadeUpSource(spoilt=(3, 0))
+    source = DyingSource(Path(case["marker"])) if case["marker"] else MadeUpSource(spoilt=[(3, 0)])
     return make_trainee(TrainConfig.model_validate_json(json.dumps(values)), source)

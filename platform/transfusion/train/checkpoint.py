@@ -3,9 +3,12 @@
     checkpoints/step-000100.json                  the record: which attempt, every file with size and sha256
     checkpoints/data/<attempt>/step-000100/...    DCP files, one or more a rank
     checkpoints/metrics/<attempt>/...             rows of metrics since the checkpoint before
+    checkpoints/reading/<id>.json                 a note of who loads which step
+    checkpoints/refused/000100.json               a record that did not fit its files, or of another run
 
 Attempts never share files, so a driver that is gone but not yet dead cannot tear what a new one writes. A
-record that does not fit its files is set aside at load time and the one before it is used.
+record that does not fit its files is set aside at load time and the one before it is used. What somebody has
+noted to be reading is not deleted.
 DCP's `.metadata` is a pickle: it is checked against the record of the same run, and no other stage reads it.
 """
 
@@ -15,6 +18,9 @@ import logging
 import re
 import shutil
 import tempfile
+import time
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +36,9 @@ from transfusion.storage.store import Store, sha256_file
 log = logging.getLogger(__name__)
 
 FORMAT = "transfusion.checkpoint/1"
+
+READ_WITHIN_S = 3600.0
+"""A note of reading that is older was left by a process that died."""
 
 
 class StoredFile(BaseModel):
@@ -58,6 +67,10 @@ class CheckpointRecord(BaseModel):
     files: list[StoredFile]
     metrics: list[StoredFile]
     """All rows up to this step, one file a checkpoint on the way here."""
+    skipped: list[int] = []
+    """Steps up to this one that made no update, counted from 0."""
+    rewinds: int = 0
+    """How often the run went back to a checkpoint because of a loss that rose."""
 
 
 class Checkpoints:
@@ -72,6 +85,7 @@ class Checkpoints:
         self._fingerprint = fingerprint
         self._keep = keep
         self._scratch = scratch
+        self._note = f"{self._folder}/reading/{uuid.uuid4().hex}.json"
 
     def save(
         self,
@@ -81,23 +95,28 @@ class Checkpoints:
         attempt: str,
         rows: bytes,
         earlier: list[StoredFile],
+        skipped: Sequence[int] = (),
+        rewinds: int = 0,
+        group: dist.ProcessGroup | None = None,
     ) -> list[StoredFile]:
         """Writes and commits a checkpoint; returns the metrics files up to this step.
 
         Args:
             rows: Lines of metrics since the last checkpoint (of rank 0; ignored on the others).
             earlier: Metrics files of the checkpoint that this one follows.
+            group: Over which the ranks agree; one of its own where training goes on meanwhile.
         """
         place = f"{self._folder}/data/{attempt}/step-{step:06d}"
         with tempfile.TemporaryDirectory(dir=self._scratch) as staging:
             # Staged files are copied, and flushed there; flushing them here too would double the wait.
-            save(state, storage_writer=FileSystemWriter(staging, sync_files=False))
+            writer = FileSystemWriter(staging, sync_files=False)
+            save(state, storage_writer=writer, process_group=group)
             mine = [
                 self._put(f"{place}/{source.name}", source)
                 for source in sorted(Path(staging).iterdir())
             ]
         everyone: list[list[StoredFile]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, mine)
+        dist.all_gather_object(everyone, mine, group=group)
         metrics = list(earlier)
         if dist.get_rank() == 0:
             if rows:
@@ -113,15 +132,23 @@ class Checkpoints:
                     world_size=dist.get_world_size(),
                     files=[file for part in everyone for file in part],
                     metrics=metrics,
+                    skipped=list(skipped),
+                    rewinds=rewinds,
                 )
             )
         return metrics
 
-    def newest(self) -> CheckpointRecord | None:
-        """The newest checkpoint that is whole, or None; rank 0 looks, and tells the others."""
+    def newest(self, *, every: int = 1) -> CheckpointRecord | None:
+        """The newest checkpoint that is whole, or None; rank 0 looks, and tells the others.
+
+        It stays where it is until `load` has read it.
+
+        Args:
+            every: Only steps that this divides.
+        """
         found: list[CheckpointRecord | None] = [None]
         if dist.get_rank() == 0:
-            found[0] = self._newest()
+            found[0] = self._newest(every)
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
@@ -132,6 +159,8 @@ class Checkpoints:
                 (Path(staging) / Path(file.path).name).symlink_to(self._store.local(file.path))
             load(state, checkpoint_id=staging)
             dist.barrier()
+        if dist.get_rank() == 0:
+            self._store.delete(self._note)
 
     def rows(self, record: CheckpointRecord) -> bytes:
         """The lines of metrics up to a checkpoint."""
@@ -167,9 +196,13 @@ class Checkpoints:
     def _retain(self) -> None:
         """Deletes what is beyond the newest ones: the record first, so that none is ever half there.
 
-        Runs only after the newest was committed and checked, so that a whole one always stays.
+        Runs only after the newest was committed and checked, so that a whole one always stays. What is being
+        read stays too; a later checkpoint takes it along.
         """
+        read = self._being_read()
         for step in self.steps()[: -self._keep]:
+            if step in read:
+                continue
             path = self._record_path(step)
             try:
                 record = CheckpointRecord.model_validate_json(self._store.read(path))
@@ -183,26 +216,49 @@ class Checkpoints:
         for file in record.files:
             self._store.delete(file.path)
 
-    def _newest(self) -> CheckpointRecord | None:
-        for step in reversed(self.steps()):
-            path = self._record_path(step)
+    def _being_read(self) -> set[int]:
+        """Steps that somebody has noted to be loading."""
+        found = set()
+        for entry in self._store.list(f"{self._folder}/reading"):
             try:
-                record = CheckpointRecord.model_validate_json(self._store.read(path))
-                faults = self._faults(record, read=True)
+                note = json.loads(self._store.read(entry.path))
+                if float(note["at"]) + READ_WITHIN_S > time.time():
+                    found.add(int(note["step"]))
+            except (ArtifactError, ValueError, KeyError, TypeError) as error:
+                log.debug("%s is no note: %s", entry.path, error)
+        return found
+
+    def _newest(self, every: int) -> CheckpointRecord | None:
+        for step in reversed(self.steps()):
+            if step % every:
+                continue
+            path = self._record_path(step)
+            # Before it is looked at, so that no other driver deletes it in between.
+            self._store.write(
+                self._note, json.dumps({"step": step, "at": round(time.time())}).encode()
+            )
+            data = self._store.read(path)
+            try:
+                record = CheckpointRecord.model_validate_json(data)
             except ValidationError as error:
-                record, faults = None, [str(error.errors()[0]["msg"])]
-            if record is not None and record.fingerprint != self._fingerprint:
-                raise ArtifactError(
-                    f"{self._store.url(path)}: is of run {record.fingerprint[:16]}, "
-                    f"not {self._fingerprint[:16]}"
-                )
-            if record is not None and not faults:
-                return record
+                faults = [str(error.errors()[0]["msg"])]
+            else:
+                if record.fingerprint == self._fingerprint:
+                    faults = self._faults(record, read=True)
+                else:
+                    faults = [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
+                if not faults:
+                    return record
             log.warning(
-                "checkpoint of step %d is not used: %s; the one before it is taken", step, faults[0]
+                "checkpoint of step %d is not used: %s: %s; the one before it is taken",
+                step,
+                self._store.url(path),
+                faults[0],
             )
             # Its name must be free again, or this step could never be committed.
+            self._store.write(f"{self._folder}/refused/{step:06d}.json", data)
             self._store.delete(path)
+            self._store.delete(self._note)
         return None
 
     def _faults(self, record: CheckpointRecord, *, read: bool) -> list[str]:
@@ -228,8 +284,6 @@ class Checkpoints:
 
 def new_attempt() -> str:
     """An id that no other attempt has, the same on every rank."""
-    import uuid
-
     chosen = [uuid.uuid4().hex[:12]]
     dist.broadcast_object_list(chosen, src=0)
     return chosen[0]

@@ -1,6 +1,7 @@
 """From the first step to the result's files, on every rank. Plain torch."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,12 @@ import torch.distributed as dist
 
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.publish import publish_folder
+from transfusion.stage import TrainResources
 from transfusion.storage.store import Store, sha256_file
+from transfusion.train.faults import fault_name
 from transfusion.train.loop import PREVIEWS, Place, Tell, fit
-from transfusion.train.metrics import Row, Tracker, as_lines, values_digest, wandb_tracker
+from transfusion.train.metrics import Row, Tracker, as_lines, values_digest
+from transfusion.train.tracking import make_tracker
 from transfusion.train.trainee import Trainee
 
 METRICS_NAME = "metrics.jsonl"
@@ -26,15 +30,19 @@ def run_to_end(
     scratch: Path,
     tracking: str,
     tell: Tell,
+    resources: TrainResources | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Trains, writes the result and stores it; returns files, metadata, metrics and timings as plain JSON."""
 
     def tracker() -> Tracker | None:
-        if tracking != "wandb":
-            return None
-        home = scratch if scratch.is_dir() else Path(tempfile.gettempdir())
-        return wandb_tracker(
-            run_id=fingerprint[:16], name=name, config=trainee.config.resolved(), folder=home
+        return make_tracker(
+            tracking,
+            run_id=fingerprint[:16],
+            name=name,
+            config=trainee.config.resolved(),
+            store=store,
+            folder=folder,
         )
 
     finished = fit(
@@ -42,6 +50,8 @@ def run_to_end(
         place=Place(store=store, folder=folder, fingerprint=fingerprint, scratch=scratch),
         tell=tell,
         tracker=tracker,
+        resources=resources,
+        stop=stop,
     )
     with tempfile.TemporaryDirectory() as result:
         written = trainee.write(Path(result), averaged=finished.averaged)
@@ -62,7 +72,9 @@ def run_to_end(
                 store, f"{folder}/result", Path(result), outside_digest=(METRICS_NAME,)
             )
         ]
+        skipped = [int(row["step"]) - 1 for row in finished.rows if "skipped" in row["values"]]
         files += _previews(store, folder)
+        files += [_beside(store, folder, fault_name(step)) for step in skipped]
     return {
         "files": [file.model_dump(mode="json") for file in files],
         "metadata": written.metadata,
@@ -73,12 +85,17 @@ def run_to_end(
 
 def _previews(store: Store, folder: str) -> list[FileEntry]:
     """Pictures of this run and of those it resumed; none is part of the digest."""
-    entries = []
-    for entry in store.list(f"{folder}/{PREVIEWS}"):
-        sha256 = sha256_file(store.local(entry.path))
-        name = f"{PREVIEWS}/{Path(entry.path).name}"
-        entries.append(FileEntry(name=name, path=entry.path, sha256=sha256, bytes=entry.size_bytes))
-    return entries
+    return [
+        _beside(store, folder, f"{PREVIEWS}/{Path(entry.path).name}")
+        for entry in store.list(f"{folder}/{PREVIEWS}")
+    ]
+
+
+def _beside(store: Store, folder: str, name: str) -> FileEntry:
+    """A file that is there already and is no part of the digest."""
+    place = store.local(f"{folder}/{name}")
+    size = place.stat().st_size
+    return FileEntry(name=name, path=f"{folder}/{name}", sha256=sha256_file(place), bytes=size)
 
 
 def _last_values(rows: list[Row]) -> dict[str, float]:
@@ -87,15 +104,20 @@ def _last_values(rows: list[Row]) -> dict[str, float]:
     for row in rows:
         last |= {f"{row['kind']}.{name}": value for name, value in row["values"].items()}
     last.pop("train.lr", None)
+    if last.pop("train.skipped", None):
+        last["train.skipped_steps"] = sum(row["values"].get("skipped", 0.0) for row in rows)
     return last
 
 
 def _rates(rows: list[Row]) -> dict[str, float]:
-    """Means over the steps: seconds, and things a second."""
+    """Means over the steps: seconds, and things a second; of `peak_` measures the highest."""
     training = [row["timing"] for row in rows if row["kind"] == "train"]
     if not training:
         return {}
-    return {
-        name: round(sum(timing[name] for timing in training) / len(training), 4)
-        for name in training[-1]
-    }
+    found = {}
+    for name in training[-1]:
+        # A run that was begun by an older version has rows that lack some.
+        values = [timing[name] for timing in training if name in timing]
+        peak = name.startswith("peak_")
+        found[name] = max(values) if peak else round(sum(values) / len(values), 4)
+    return found

@@ -4,48 +4,37 @@ What is trained is behind `Trainee`; what is here is order: update, validate, ch
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
 
-from transfusion.errors import TransfusionError
+from transfusion.stage import TrainResources
 from transfusion.storage.store import Store
+from transfusion.train import faults
 from transfusion.train.checkpoint import (
-    CheckpointRecord,
     Checkpoints,
-    StoredFile,
     new_attempt,
     parse_rows,
     remove_scratch,
     scratch_folder,
 )
-from transfusion.train.loop_config import LoopConfig
+from transfusion.train.clock import Clock
+from transfusion.train.faults import NotFiniteError, Skips
 from transfusion.train.metrics import Metrics, Row, Tracker, finite
-from transfusion.train.parallel import AveragedWeights, parameter_groups, reshard
-from transfusion.train.schedule import ema_decay, learning_rate
+from transfusion.train.parallel import AveragedWeights, reshard
+from transfusion.train.saver import Saver
+from transfusion.train.state import TrainingState
+from transfusion.train.stop import StoppedError
 from transfusion.train.trainee import Trainee
+from transfusion.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 PREVIEWS = "previews"
 """Folder of pictures made on the way, below the artifact's."""
-
-
-class NotFiniteError(TransfusionError):
-    """A loss or gradient that is not a number, with the place in the data; every rank raises it at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,158 +69,192 @@ def fit(
     place: Place,
     tell: Tell,
     tracker: Callable[[], Tracker | None] = lambda: None,
+    resources: TrainResources | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Finished:
     """Trains to the last step, from the newest whole checkpoint if there is one.
 
+    Args:
+        stop: Whether this rank was asked to end; one is enough.
+
     Raises:
-        NotFiniteError: A loss or gradient was not a number. The weights before that step stay in the
-            last checkpoint.
+        NotFiniteError: A loss or gradient was not a number, and the policy is to stop. The weights before
+            that step stay in the last checkpoint.
+        StoppedError: The run was asked to end. All steps up to then are in a checkpoint.
     """
+    resources = resources or TrainResources()
     scratch = scratch_folder(place.scratch)
+    attempt = new_attempt()
+    hung = f"{place.folder}/{faults.FAULTS}/hang-{attempt}-rank-{dist.get_rank()}.txt"
+
+    def keep_stacks(stacks: str) -> None:
+        log.error("%s (rank %d)", stacks.partition("\n")[0], dist.get_rank())
+        place.store.write(hung, stacks.encode())
+
+    run = _Run(trainee, place, scratch, attempt, resources, tell)
     try:
-        return _fit(trainee, trainee.config, place, tell, tracker, scratch)
+        with Watchdog(timeout_s=float(resources.hang_timeout_s), told=keep_stacks) as watchdog:
+            try:
+                return run.to_end(watchdog.beat, stop, tracker)
+            finally:
+                run.close()
     finally:
         remove_scratch(scratch)
 
 
-def _fit(
-    trainee: Trainee,
-    config: LoopConfig,
-    place: Place,
-    tell: Tell,
-    tracker: Callable[[], Tracker | None],
-    scratch: Path,
-) -> Finished:
-    model = trainee.model
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, weight_decay=config.weight_decay),
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
-        eps=config.eps,
-        # One kernel over all weights: a call a sharded weight costs four times as much on small models.
-        fused=True,
-    )
-    averaged = AveragedWeights(model)
-    checkpoints = Checkpoints(
-        place.store,
-        place.folder,
-        fingerprint=place.fingerprint,
-        keep=config.keep_checkpoints,
-        scratch=scratch,
-    )
-    first = dist.get_rank() == 0
-    metrics = Metrics(tracker=tracker() if first else None)
-    attempt = new_attempt()
-    stored: list[StoredFile] = []
-    start = 0
-    record = checkpoints.newest()
-    if record is not None:
-        _load(checkpoints, record, model, optimizer, averaged)
-        start, stored = record.step, record.metrics
-        if first:
-            metrics.restore(parse_rows(checkpoints.rows(record)))
-            log.info("resumed after step %d of %d", start, config.steps)
-    tell(start, {})
+class _Run:
+    """One attempt at a run."""
 
-    for step in range(start, config.steps):
-        began = time.perf_counter()
-        rate = learning_rate(
-            step,
-            peak=config.lr,
-            lowest=min(config.min_lr, config.lr),
-            warmup_steps=config.warmup_steps,
-            total_steps=config.steps,
+    def __init__(
+        self,
+        trainee: Trainee,
+        place: Place,
+        scratch: Path,
+        attempt: str,
+        resources: TrainResources,
+        tell: Tell,
+    ) -> None:
+        self._trainee = trainee
+        self._config = trainee.config
+        self._place = place
+        self._attempt = attempt
+        self._resources = resources
+        self._tell = tell
+        self._first = dist.get_rank() == 0
+        self._state = TrainingState(trainee.model, trainee.config)
+        self._checkpoints = Checkpoints(
+            place.store,
+            place.folder,
+            fingerprint=place.fingerprint,
+            keep=trainee.config.keep_checkpoints,
+            scratch=scratch,
         )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        result = trainee.forward_backward(step)
+        self._skips = Skips(trainee, trainee.config, store=place.store, folder=place.folder)
+        self._metrics = Metrics()
+        self._clock = Clock()
+        self._saver: Saver | None = None
+
+    def to_end(
+        self,
+        beat: Callable[[], None],
+        stop: Callable[[], bool],
+        tracker: Callable[[], Tracker | None],
+    ) -> Finished:
+        """Every step that is left; see `fit`."""
+        self._metrics = Metrics(tracker=tracker() if self._first else None)
+        start, saver = self._resume()
+        self._tell(start, {})
+        self._clock = Clock()
+        for step in range(start, self._config.steps):
+            beat()
+            stopping = self._step(step, stop=stop())
+            saver.check()
+            beat()
+            done = step + 1
+            self._validate_and_preview(done)
+            beat()
+            last = done == self._config.steps
+            if last or stopping or done % self._config.checkpoint_every_steps == 0:
+                self._save(saver, done)
+            if stopping and not last:
+                saver.wait()
+                raise StoppedError(
+                    f"training was asked to stop (SIGTERM) and stopped after step {done} of "
+                    f"{self._config.steps}; the checkpoint of it is written: the same command goes on from there"
+                )
+        saver.wait()
+        return Finished(rows=self._metrics.rows, averaged=self._state.averaged, started_at=start)
+
+    def close(self) -> None:
+        """Ends what runs in the background."""
+        if self._saver is not None:
+            self._saver.close()
+
+    def _resume(self) -> tuple[int, Saver]:
+        """The step to begin with, and where to save."""
+        record = self._checkpoints.newest()
+        if record is not None:
+            self._state.load(self._checkpoints, record)
+            self._skips.steps = list(record.skipped)
+            if self._first:
+                self._metrics.restore(parse_rows(self._checkpoints.rows(record)))
+                log.info("resumed after step %d of %d", record.step, self._config.steps)
+        self._saver = Saver(
+            self._checkpoints,
+            attempt=self._attempt,
+            earlier=record.metrics if record else [],
+            resources=self._resources,
+        )
+        return (record.step if record else 0), self._saver
+
+    def _step(self, step: int, *, stop: bool) -> bool:
+        """One step and its row; returns whether any rank wants to end."""
+        state = self._state
+        began = time.perf_counter()
+        result = self._trainee.forward_backward(step, stop=stop)
         computed = time.perf_counter()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        grad_norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
-        values = {**result.values, "grad_norm": grad_norm, "lr": rate}
-        if not finite(values):
-            wrong = ", ".join(
-                f"{name} {value}" for name, value in values.items() if not math.isfinite(value)
-            )
-            raise NotFiniteError(
-                f"step {step}: {wrong}: training stopped before this update was made; its data: "
-                f"{trainee.describe(step)}; check these rows, or lower lr (peak {config.lr}) or raise "
-                f"warmup_steps ({config.warmup_steps})"
-            )
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        averaged.update(decay=ema_decay(step, limit=config.ema_decay))
-        ended = time.perf_counter()
-        done = step + 1
-        if first:
-            timing = {
-                "step_s": ended - began,
-                "data_s": result.data_s,
-                "compute_s": computed - began - result.data_s,
-                "optimizer_s": ended - computed,
-                **{f"{key}_per_s": n / (ended - began) for key, n in result.rates.items()},
-            }
-            metrics.add("train", step=done, values=values, timing=timing)
-            rates = {f"{key}/s": f"{n / (ended - began):,.0f}" for key, n in result.rates.items()}
-            tell(done, {**result.shown, **rates})
+        values = {**result.values, "grad_norm": state.clip(), "lr": state.rate(step)}
+        if finite(values):
+            state.update(step)
+        else:
+            self._skips.add(step, values)
+            state.drop_gradients()
+            values = {name: value for name, value in values.items() if finite({name: value})}
+            values["skipped"] = 1.0
+        if self._first:
+            timing = self._clock.timing(result, began=began, computed=computed)
+            self._metrics.add("train", step=step + 1, values=values, timing=timing)
+            rates = {name: f"{timing[f'{name}_per_s']:,.0f}" for name in result.rates}
+            shown = {f"{name}/s": rate for name, rate in rates.items()}
+            self._tell(step + 1, {**result.shown, **shown})
+        return result.stop
+
+    def _validate_and_preview(self, done: int) -> None:
+        config = self._config
         last = done == config.steps
         if last or done % config.validate_every_steps == 0:
-            _validate(trainee, averaged, metrics, step=done)
+            with self._clock.beside("validation_s"):
+                self._validate(done)
         if config.preview_every_steps and (last or done % config.preview_every_steps == 0):
-            _preview(trainee, averaged, place, step=done)
-        if last or done % config.checkpoint_every_steps == 0:
-            stored = checkpoints.save(
-                _state(model, optimizer, averaged),
+            with self._clock.beside("preview_s"):
+                self._preview(done)
+
+    def _validate(self, done: int) -> None:
+        """Raw and averaged weights on the same held-out data."""
+        began = time.perf_counter()
+        trainee, averaged = self._trainee, self._state.averaged
+        trainee.model.eval()
+        values = dict(trainee.validate())
+        reshard(trainee.model)
+        averaged.exchange()
+        values |= {f"ema_{name}": value for name, value in trainee.validate().items()}
+        reshard(trainee.model)
+        averaged.exchange()
+        trainee.model.train()
+        if self._first and values:
+            timing = {"validation_s": time.perf_counter() - began}
+            self._metrics.add("validation", step=done, values=values, timing=timing)
+
+    def _preview(self, done: int) -> None:
+        shown = self._trainee.preview(self._state.averaged)
+        if shown is not None:
+            name = f"{self._place.folder}/{PREVIEWS}/step-{done:06d}"
+            self._place.store.write(f"{name}.json", shown.about_bytes())
+            self._place.store.write(f"{name}.png", shown.png)
+
+    def _save(self, saver: Saver, done: int) -> None:
+        with self._clock.beside("checkpoint_s"):
+            wrong = self._state.not_finite()
+            if wrong:
+                raise NotFiniteError(
+                    f"after step {done} {len(wrong)} weights hold NaN or infinity, such as {wrong[0]}: no "
+                    "checkpoint is made of them, the one before stays; lower lr (peak "
+                    f"{self._config.lr}) or raise warmup_steps ({self._config.warmup_steps})"
+                )
+            saver.save(
+                self._state.as_dict(),
                 step=done,
-                attempt=attempt,
-                rows=metrics.take_unsaved(),
-                earlier=stored,
+                rows=self._metrics.take_unsaved(),
+                skipped=self._skips.steps,
+                rewinds=0,
             )
-    return Finished(rows=metrics.rows, averaged=averaged, started_at=start)
-
-
-def _validate(trainee: Trainee, averaged: AveragedWeights, metrics: Metrics, *, step: int) -> None:
-    """Raw and averaged weights on the same held-out data."""
-    began = time.perf_counter()
-    trainee.model.eval()
-    values = dict(trainee.validate())
-    reshard(trainee.model)
-    averaged.exchange()
-    values |= {f"ema_{name}": value for name, value in trainee.validate().items()}
-    reshard(trainee.model)
-    averaged.exchange()
-    trainee.model.train()
-    if dist.get_rank() == 0 and values:
-        timing = {"validation_s": time.perf_counter() - began}
-        metrics.add("validation", step=step, values=values, timing=timing)
-
-
-def _preview(trainee: Trainee, averaged: AveragedWeights, place: Place, *, step: int) -> None:
-    shown = trainee.preview(averaged)
-    if shown is not None:
-        name = f"{place.folder}/{PREVIEWS}/step-{step:06d}"
-        place.store.write(f"{name}.json", shown.about_bytes())
-        place.store.write(f"{name}.png", shown.png)
-
-
-def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, averaged: AveragedWeights
-) -> dict[str, Any]:
-    return {
-        "model": get_model_state_dict(model),
-        "optimizer": get_optimizer_state_dict(model, optimizer),
-        "average": averaged.weights,
-    }
-
-
-def _load(
-    checkpoints: Checkpoints,
-    record: CheckpointRecord,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    averaged: AveragedWeights,
-) -> None:
-    state = _state(model, optimizer, averaged)
-    checkpoints.load(state, record)
-    set_model_state_dict(model, state["model"])
-    set_optimizer_state_dict(model, optimizer, state["optimizer"])

@@ -54,6 +54,13 @@ class LoopConfig(Config):
     """Draws a row of pictures so often, to be looked at, with the averaged weights; 0 for never. Worker 0 holds
     the whole model for it."""
 
+    on_nan: Literal["halt", "skip"] = "halt"
+    """When a loss or gradient is not a number: `halt` ends the run before that update; `skip` makes no update at
+    that step and goes on. Either way the step's documents are written to the run's `faults/`."""
+
+    max_skipped_steps: int = Field(3, ge=0)
+    """More steps than these in a row without an update end the run."""
+
     cpu_threads_per_worker: int = Field(1, ge=1)
     """Part of the identity: another number of threads sums in another order, which shows in the last bits."""
 

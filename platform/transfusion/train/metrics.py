@@ -9,9 +9,7 @@ updates. A resumed run starts from the rows of its checkpoint, so a step is neve
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from transfusion.artifacts.canonical import fingerprint
@@ -82,31 +80,3 @@ def values_digest(rows: list[Row]) -> str:
 def finite(values: Mapping[str, float]) -> bool:
     """Whether no value is NaN or infinite."""
     return all(math.isfinite(value) for value in values.values())
-
-
-def wandb_tracker(
-    *, run_id: str, name: str, config: Mapping[str, Any], folder: Path
-) -> Tracker | None:
-    """Sends rows to Weights & Biases; offline when no key is set. None, with a warning, when it cannot."""
-    try:
-        import wandb
-
-        run = wandb.init(
-            project="transfusion",
-            id=run_id,
-            name=name,
-            config=dict(config),
-            dir=str(folder),
-            resume="allow",
-            mode="online" if os.environ.get("WANDB_API_KEY") else "offline",
-            settings=wandb.Settings(silent=True),
-        )
-    except Exception as error:
-        log.warning("tracking with wandb is off: %s: %s", type(error).__name__, error)
-        return None
-
-    def track(row: Row) -> None:
-        named = {**row["values"], **row["timing"]}
-        run.log({f"{row['kind']}/{key}": value for key, value in named.items()}, step=row["step"])
-
-    return track

@@ -6,16 +6,12 @@ temporary folder, and the run's own checkpoint records decide where to go on.
 """
 
 import importlib
-import json
 import logging
 import os
 import shutil
 import tempfile
-import threading
-import time
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,9 @@ from typing import Any
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.errors import ArtifactError, TransfusionError
-from transfusion.stage import StageContext
+from transfusion.stage import StageContext, TrainResources
 from transfusion.train.lease import lease
+from transfusion.train.status import Teller, follow
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the end of a run is seen by polling, 2 s by default
@@ -33,8 +30,6 @@ SETTINGS = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """Ray Train's own knobs; what the environment sets already stands."""
-
-POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +47,7 @@ class TrainJob:
     name: str
     scratch: str
     tracking: str
+    resources: dict[str, Any]
     use_gpu: bool
     status_key: str
 
@@ -83,7 +79,9 @@ def train_on_ray(
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from transfusion.train.process_group import StoppableTorch
 
     if len(ray.nodes()) == 1:
         # One node is not drained under us; the watcher would be one more process to start.
@@ -100,6 +98,7 @@ def train_on_ray(
         name=context.name,
         scratch=str(context.scratch),
         tracking=context.resources.tracking,
+        resources=resources.resolved(),
         use_gpu=use_gpu,
         status_key=f"transfusion.train/{uuid.uuid4().hex}",
     )
@@ -110,7 +109,10 @@ def train_on_ray(
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=asdict(job),
-        torch_config=TorchConfig(backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo"),
+        torch_config=StoppableTorch(
+            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+            timeout_s=resources.collective_timeout_s,
+        ),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=use_gpu,
@@ -126,7 +128,7 @@ def train_on_ray(
     try:
         with (
             lease(context.store, context.folder, log=context.log),
-            _follow(
+            follow(
                 job.status_key,
                 context,
                 steps=steps,
@@ -158,8 +160,10 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
     from transfusion.artifacts.artifact import open_artifact
     from transfusion.storage.store import open_store
+    from transfusion.train import stop
+    from transfusion.train.faults import NotFiniteError
     from transfusion.train.finish import run_to_end
-    from transfusion.train.loop import NotFiniteError
+    from transfusion.train.stop import StoppedError
 
     device = torch.device("cpu")
     if job.use_gpu:
@@ -167,7 +171,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
         device = ray.train.torch.get_device()
     store = open_store(job.store)
-    teller = _Teller(job.status_key, rank=dist.get_rank())
+    teller = Teller(job.status_key, rank=dist.get_rank())
     logger = logging.getLogger("transfusion")
     logger.addHandler(teller)
     logger.setLevel(logging.INFO)
@@ -193,9 +197,11 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             scratch=Path(job.scratch),
             tracking=job.tracking,
             tell=teller.tell,
+            resources=TrainResources.model_validate(job.resources),
+            stop=stop.asked,
         )
-    except NotFiniteError as error:
-        # Every rank raises it at the same step, and a restart would come to the same step.
+    except (NotFiniteError, StoppedError) as error:
+        # Every rank raises it at the same step, and a restart would come to the same step or is not wanted.
         return {"fault": str(error)}
     finally:
         logger.removeHandler(teller)
@@ -203,91 +209,6 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     # Without it the first rank to leave tears the group down under the others' last messages.
     dist.barrier()
     return outcome
-
-
-class _Teller(logging.Handler):
-    """Publishes how far this rank is, and what it logs, in Ray's key-value store, at most every `POLL_S`.
-
-    A report through Ray Train would be a barrier over all ranks, and ends at the controller, not the driver;
-    Ray's forwarding of logs is a wall of other people's lines.
-    """
-
-    def __init__(self, key: str, *, rank: int) -> None:
-        super().__init__(logging.INFO if rank == 0 else logging.WARNING)
-        self._key = f"{key}/{rank}"
-        self._rank = rank
-        self._status: dict[str, Any] = {"pid": os.getpid(), "step": 0, "shown": {}, "messages": []}
-        self._published = 0.0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._status["messages"].append((record.levelno, record.getMessage()))
-
-    def tell(self, step: int, shown: Mapping[str, str]) -> None:
-        """Notes the number of finished steps and what to show beside it."""
-        self._status |= {"step": step, "shown": dict(shown)}
-        if self._rank == 0 and time.monotonic() - self._published >= POLL_S:
-            self.publish()
-
-    def publish(self) -> None:
-        """Publishes at once."""
-        from ray.experimental.internal_kv import _internal_kv_put
-
-        self._published = time.monotonic()
-        _internal_kv_put(self._key, json.dumps(self._status))
-
-
-@contextmanager
-def _follow(
-    key: str, context: StageContext, *, steps: int, workers: int, unit: str
-) -> Iterator[None]:
-    """Shows on the driver how far the workers are, from a thread: `fit` blocks."""
-    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
-
-    stop = threading.Event()
-    keys = [f"{key}/{rank}" for rank in range(workers)]
-
-    def follow() -> None:
-        with context.progress(total=steps, unit=unit) as progress:
-            told: dict[tuple[str, int], int] = {}
-            said: set[str] = set()
-            begun = False
-            while True:
-                ended = stop.wait(POLL_S / 2)
-                for place in keys:
-                    try:
-                        status = json.loads(_internal_kv_get(place) or b"null")
-                    except Exception as error:
-                        # The display must never be what stops a run.
-                        context.log.debug("no status: %s", error)
-                        continue
-                    if not status:
-                        continue
-                    # A worker that was restarted begins its messages anew.
-                    source = (place, status["pid"])
-                    for level, line in status["messages"][told.get(source, 0) :]:
-                        # What every rank warns of is said once.
-                        if line not in said:
-                            context.log.log(level, line)
-                        said.add(line)
-                    told[source] = len(status["messages"])
-                    if place == keys[0]:
-                        if not begun:
-                            progress.start_at(status["step"])
-                            begun = True
-                        elif status["step"] > progress.done:
-                            progress.advance(status["step"] - progress.done, **status["shown"])
-                if ended:
-                    return
-
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(timeout=5)
-        for place in keys:
-            _internal_kv_del(place)
 
 
 def _told(error: Exception) -> Exception:

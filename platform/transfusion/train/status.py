@@ -1,0 +1,102 @@
+"""How far the workers are and what they say, from them to the driver's terminal."""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from transfusion.stage import StageContext
+
+POLL_S = 1.0
+
+
+class Teller(logging.Handler):
+    """Publishes how far this rank is, and what it logs, in Ray's key-value store, at most every `POLL_S`.
+
+    A report through Ray Train would be a barrier over all ranks, and ends at the controller, not the driver;
+    Ray's forwarding of logs is a wall of other people's lines.
+    """
+
+    def __init__(self, key: str, *, rank: int) -> None:
+        super().__init__(logging.INFO if rank == 0 else logging.WARNING)
+        self._key = f"{key}/{rank}"
+        self._rank = rank
+        self._status: dict[str, Any] = {"pid": os.getpid(), "step": 0, "shown": {}, "messages": []}
+        self._published = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._status["messages"].append((record.levelno, record.getMessage()))
+        if record.levelno >= logging.ERROR:
+            # The process may be about to end.
+            self.publish()
+
+    def tell(self, step: int, shown: Mapping[str, str]) -> None:
+        """Notes the number of finished steps and what to show beside it."""
+        self._status |= {"step": step, "shown": dict(shown)}
+        if self._rank == 0 and time.monotonic() - self._published >= POLL_S:
+            self.publish()
+
+    def publish(self) -> None:
+        """Publishes at once."""
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        self._published = time.monotonic()
+        _internal_kv_put(self._key, json.dumps(self._status))
+
+
+@contextmanager
+def follow(
+    key: str, context: StageContext, *, steps: int, workers: int, unit: str
+) -> Iterator[None]:
+    """Shows on the driver how far the workers are, from a thread: `fit` blocks."""
+    from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
+
+    stop = threading.Event()
+    keys = [f"{key}/{rank}" for rank in range(workers)]
+
+    def watch() -> None:
+        with context.progress(total=steps, unit=unit) as progress:
+            told: dict[tuple[str, int], int] = {}
+            said: set[str] = set()
+            begun = False
+            while True:
+                ended = stop.wait(POLL_S / 2)
+                for place in keys:
+                    try:
+                        status = json.loads(_internal_kv_get(place) or b"null")
+                    except Exception as error:
+                        # The display must never be what stops a run.
+                        context.log.debug("no status: %s", error)
+                        continue
+                    if not status:
+                        continue
+                    # A worker that was restarted begins its messages anew.
+                    source = (place, status["pid"])
+                    for level, line in status["messages"][told.get(source, 0) :]:
+                        # What every rank warns of is said once.
+                        if line not in said:
+                            context.log.log(level, line)
+                        said.add(line)
+                    told[source] = len(status["messages"])
+                    if place == keys[0]:
+                        if not begun:
+                            progress.start_at(status["step"])
+                            begun = True
+                        elif status["step"] > progress.done:
+                            progress.advance(status["step"] - progress.done, **status["shown"])
+                if ended:
+                    return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+        for place in keys:
+            _internal_kv_del(place)

@@ -1,0 +1,106 @@
+"""Steps whose numbers are wrong: passed over or the end, by policy, and always written down."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from tests.train.worlds import MadeUpSource, config, result_file, rows, train
+from transfusion.train.faults import NotFiniteError, trailing
+
+pytestmark = pytest.mark.usefixtures("world")
+
+SKIPPING = config(on_nan="skip")
+
+
+def spoilt():
+    return MadeUpSource(spoilt=[(2, 1)])
+
+
+def contents(folder, step):
+    """Digests of a checkpoint's tensors: weights, their average, moments."""
+    record = json.loads((folder / f"run/checkpoints/step-{step:06d}.json").read_text())
+    return {
+        path.rsplit("/", 1)[1]: file["sha256"]
+        for file in record["files"]
+        for path in [file["path"]]
+        if path.endswith(".distcp")
+    }
+
+
+def test_a_skipped_step_leaves_no_trace_but_its_row_and_its_documents(tmp_path, caplog):
+    every = config(on_nan="skip", checkpoint_every_steps=1, keep_checkpoints=9)
+    with caplog.at_level(logging.WARNING, "transfusion"):
+        outcome = train(tmp_path, settings=every, source=spoilt())
+    assert "step 2 makes no update: loss nan" in caplog.text
+    found = rows(tmp_path, outcome)
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6]
+    assert [row.get("skipped") for row in found] == [None, None, 1.0, None, None, None]
+    assert "loss" not in found[2]
+    assert contents(tmp_path, 2) == contents(tmp_path, 3) != contents(tmp_path, 4)
+    assert outcome["metrics"]["train.skipped_steps"] == 1
+    about = json.loads(result_file(tmp_path, outcome, "faults/step-000002.json"))
+    assert about["values"]["loss"] == "nan"
+    assert "lane 1" in about["suspects"]
+    assert about["documents"]["lane 0"] == ["document-2-0-0", "document-2-0-1"]
+
+
+@pytest.mark.parametrize("crash", [2, 3, 5])
+def test_skipping_is_resumed_to_the_bit(tmp_path, crash):
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    for folder in (calm, rough):
+        folder.mkdir()
+    expected = train(calm, settings=SKIPPING, source=spoilt())
+    with pytest.raises(InterruptedError):
+        train(rough, settings=SKIPPING, source=spoilt(), stop_after=crash)
+    made = train(rough, settings=SKIPPING, source=spoilt())
+    assert rows(calm, expected) == rows(rough, made)
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert result_file(calm, expected, name) == result_file(rough, made, name)
+
+
+def test_too_many_skipped_steps_in_a_row_end_the_run_across_a_resume_too(tmp_path):
+    settings = config(on_nan="skip", max_skipped_steps=2, checkpoint_every_steps=1)
+    source = MadeUpSource(spoilt=[(2, 0), (3, 0), (4, 0)])
+    with pytest.raises(InterruptedError):
+        train(tmp_path, settings=settings, source=source, stop_after=4)
+    record = json.loads((tmp_path / "run/checkpoints/step-000003.json").read_text())
+    assert record["skipped"] == [2]
+    with pytest.raises(
+        NotFiniteError, match=r"step 4: .*3 steps in a row.*max_skipped_steps \(2\)"
+    ):
+        train(tmp_path, settings=settings, source=source)
+
+
+def test_a_run_that_halts_leaves_the_documents_too(tmp_path):
+    with pytest.raises(NotFiniteError, match="step 2: loss nan"):
+        train(tmp_path, source=spoilt())
+    about = json.loads((tmp_path / "run/faults/step-000002.json").read_text())
+    assert about["documents"]["lane 2"] == ["document-2-2-0", "document-2-2-1"]
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
+    from transfusion.train.state import TrainingState
+
+    update = TrainingState.update
+
+    def spoil(state, step):
+        update(state, step)
+        if step == 3:
+            weight = next(state.model.parameters())
+            with torch.no_grad():
+                weight.to_local().view(-1)[0] = float("inf")
+
+    monkeypatch.setattr(TrainingState, "update", spoil)
+    with pytest.raises(NotFiniteError, match="after step 4 1 weights hold NaN or infinity"):
+        train(tmp_path)
+    names = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*.json"))
+    assert names == ["step-000002.json"]
+
+
+@pytest.mark.parametrize(
+    ("steps", "count"), [([], 0), ([4], 1), ([1, 3, 4], 2), ([2, 3, 4], 3), ([2, 5], 1)]
+)
+def test_steps_in_a_row_are_counted_from_the_end(steps, count):
+    assert trailing(steps) == count
