@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from transfusion.autoencoder.autoencoder import build_network, save_network
 from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.network import build_network, save_network
 from transfusion.autoencoder.statistics import LatentStatistics
 from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.transformer import TransfusionModel
@@ -43,7 +43,7 @@ def package_config(**changed: Any) -> PackageConfig:
     return PackageConfig(**(values | changed))
 
 
-def model_config(adapter: str = "unet") -> ModelConfig:
+def model_config(adapter: str = "unet", **options: Any) -> ModelConfig:
     return ModelConfig(
         dim=32,
         depth=2,
@@ -52,6 +52,7 @@ def model_config(adapter: str = "unet") -> ModelConfig:
         patch_size=2,
         adapter=adapter,
         unet=UNetConfig(channels=(8, 16), time_dim=16),
+        **options,
     )
 
 
@@ -59,9 +60,10 @@ def tiny_model(
     seed: int = 0,
     adapter: str = "unet",
     vocab_size: int = SpecialIds.after(NUM_PIECES).vocab_size,
+    **options: Any,
 ) -> TransfusionModel:
     model = TransfusionModel(
-        model_config(adapter),
+        model_config(adapter, **options),
         vocab_size=vocab_size,
         latent_channels=LATENT[0],
     )

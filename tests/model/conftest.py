@@ -30,6 +30,13 @@ CONFIGS = {
         adapter="unet",
         unet=UNetConfig(channels=(8, 16), time_dim=16),
     ),
+    "normed": ModelConfig(
+        dim=32, depth=2, num_heads=4, num_kv_heads=2, query_block=5, qk_norm="rms", norm="post"
+    ),
+    "qk-normed": ModelConfig(dim=32, depth=2, num_heads=4, query_block=5, qk_norm="rms"),
+    "by-modality": ModelConfig(
+        dim=32, depth=2, num_heads=4, query_block=7, qk_norm="rms", weights="by_modality"
+    ),
 }
 
 

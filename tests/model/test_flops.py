@@ -33,7 +33,7 @@ def counted_on_meta(config, *, positions, text_rows, images):
         places = torch.arange(encoded.patches.shape[0] * encoded.patches.shape[1], device="meta")
         patches = encoded.patches.flatten(0, 1)
         hidden = model.embed_tokens(ids).flatten(0, 1).index_copy(0, places, patches)
-        hidden = model.transform(hidden[None], position_ids=ids, attention=dense)
+        hidden = model.transform(hidden[None], position_ids=ids, attention=dense, images=places)
         rows = hidden[0, : len(patches)].unflatten(0, encoded.patches.shape[:2])
         logits = model.logits(hidden[0, :text_rows])
         epsilon = model.decode_images(rows, timesteps, encoded)

@@ -130,6 +130,7 @@ def test_an_image_whose_caption_was_dropped_sees_its_boi_and_itself_alone(model,
         attention=plan_attention(
             torch.zeros_like(positions), torch.tensor([[1, 5, 5, 5, 5]]), query_block=8
         ),
+        images=torch.arange(1, 5),
     )
     close(model.decode_images(null[:, 1:], a.timesteps[:1], encoded)[0], noise_a)
 
@@ -208,7 +209,9 @@ def test_cached_decoding_equals_the_whole_sequence(model, document, pack):
     ]:
         encoded = model.encode_images(noisy, times).for_branches(2)
         step = CacheStep.plan(cache, slots=slots, lo=torch.zeros_like(slots), hi=hi)
-        hidden = model.transform(encoded.patches, position_ids=slots, attention=step)
+        hidden = model.transform(
+            encoded.patches, position_ids=slots, attention=step, images=torch.arange(8)
+        )
         epsilon = model.decode_images(hidden, times.repeat(2), encoded)
     # Documents of one seed hold the same image, so the null branch is the dropped document's.
     assert torch.equal(batches[0].latents, batches[1].latents)

@@ -10,6 +10,7 @@ from transfusion.diffusion.guidance import guide
 from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.diffusion.solvers import make_solver
 from transfusion.model.cache import KeyValueCache
+from transfusion.model.transformer import TransfusionModel
 from transfusion.sample.denoise import draw_noise
 from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
@@ -59,10 +60,18 @@ def forward(model, spans, *, layout=LAYOUT):
     return batch.text_targets[targets], output.logits[targets], output.epsilon
 
 
-@pytest.mark.parametrize("adapter", ["linear", "unet"])
+VARIANTS = {
+    "unet": {},
+    "linear": {"adapter": "linear"},
+    "normed": {"qk_norm": "rms", "norm": "post"},
+    "by-modality": {"adapter": "linear", "weights": "by_modality"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
-def test_reading_into_the_cache_equals_the_full_forward_pass(adapter: str, attention: str) -> None:
-    model = tiny_model(adapter=adapter)
+def test_reading_into_the_cache_equals_the_full_forward_pass(variant: str, attention: str) -> None:
+    model = tiny_model(**VARIANTS[variant])
     layout = SequenceLayout(patch_size=2, image_attention=attention)
     config = package_config(layout=layout)
     first, second = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(1))
@@ -94,7 +103,16 @@ NOISES = [
 def test_drawing_equals_denoising_by_the_training_forward_pass(
     noise: NoiseConfig, scale: float
 ) -> None:
-    model, config = tiny_model(), package_config(**noise.resolved())
+    drawing_equals_denoising(tiny_model(), noise, scale)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_draws_as_it_was_trained(variant: str) -> None:
+    drawing_equals_denoising(tiny_model(**VARIANTS[variant]), NoiseConfig(), 3.0)
+
+
+def drawing_equals_denoising(model: TransfusionModel, noise: NoiseConfig, scale: float) -> None:
+    config = package_config(**noise.resolved())
     params = SamplingParams(
         solver="ddim", num_inference_steps=50, guidance_scale=scale, seed=5, modalities=("image",)
     )
@@ -119,8 +137,11 @@ def test_drawing_equals_denoising_by_the_training_forward_pass(
     )
 
 
-def test_interleaved_greedy_generation_is_what_the_full_forward_pass_would_choose() -> None:
-    model, config = tiny_model(), package_config()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_interleaved_greedy_generation_is_what_the_full_forward_pass_would_choose(
+    variant: str,
+) -> None:
+    model, config = tiny_model(**VARIANTS[variant]), package_config()
     with torch.no_grad():
         model.head.weight[SPECIAL.eos] = 0
         model.head.weight[SPECIAL.boi] *= 3  # drawn often, not always

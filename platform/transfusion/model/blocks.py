@@ -1,4 +1,4 @@
-"""The Llama block: pre-norm RMSNorm, rotary attention, SwiGLU.
+"""The Llama block: RMSNorm, rotary attention, SwiGLU; and what the papers vary of it.
 
 Axes: b = sequences, n = positions, d = width, h = query heads, g = key and value heads, e = head width.
 """
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from transfusion.model.attention import Attend
 from transfusion.model.config import ModelConfig
+from transfusion.model.modalities import Rows, each_by_its_own
 
 
 class Rotation(NamedTuple):
@@ -44,7 +45,7 @@ def rotate(x: Float[Tensor, "b h n e"], by: Rotation) -> Float[Tensor, "b h n e"
 
 
 class Attention(nn.Module):
-    """Rotary attention; which keys are seen is the caller's `attend`."""
+    """The weights around attention; which keys are seen is not theirs."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -52,19 +53,22 @@ class Attention(nn.Module):
         heads = config.num_heads + 2 * config.kv_heads
         self.qkv = nn.Linear(config.dim, heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
+        normed = config.qk_norm == "rms"
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if normed else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if normed else None
 
-    def forward(
-        self, x: Float[Tensor, "b n d"], *, by: Rotation, attend: Attend
-    ) -> Float[Tensor, "b n d"]:
-        """Mixes positions."""
-        heads = rearrange(self.qkv(x), "b n (h e) -> b h n e", e=self.config.head_dim)
-        turned, v = heads.split(
-            [self.config.num_heads + self.config.kv_heads, self.config.kv_heads], dim=1
+    def heads(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows all"]:
+        """Queries, keys and values, head after head."""
+        every = self.qkv(x)
+        if self.q_norm is None or self.k_norm is None:
+            return every
+        config = self.config
+        # Before the rotation, which leaves norms as they are.
+        q, k, v = rearrange(every, "... (h e) -> ... h e", e=config.head_dim).split(
+            [config.num_heads, config.kv_heads, config.kv_heads], dim=-2
         )
-        # One rotation of queries and keys together: half the passes over memory.
-        q, k = rotate(turned, by).split([self.config.num_heads, self.config.kv_heads], dim=1)
-        mixed = attend(q, k, v)
-        return self.out(rearrange(mixed, "b h n e -> b n (h e)"))
+        normed = torch.cat([self.q_norm(q), self.k_norm(k), v], dim=-2)
+        return rearrange(normed, "... h e -> ... (h e)")
 
 
 class SwiGLU(nn.Module):
@@ -75,25 +79,65 @@ class SwiGLU(nn.Module):
         self.gate_up = nn.Linear(config.dim, 2 * config.hidden_dim, bias=False)
         self.out = nn.Linear(config.hidden_dim, config.dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+    def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Source: Shazeer 2020, arXiv:2002.05202."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.out(F.silu(gate) * up)
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each on a normalised copy, each added to the stream."""
+class Layer(nn.Module):
+    """The weights of a block: all of them, or those of one modality. What is here treats every row alone."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.config = config
         self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
 
+    def heads(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows all"]:
+        """Queries, keys and values of the stream."""
+        return self.attention.heads(self.attention_norm(x) if self.config.norm == "pre" else x)
+
+    def mixed(self, values: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """What attention adds to the stream, of the values that were seen."""
+        added = self.attention.out(values)
+        return added if self.config.norm == "pre" else self.attention_norm(added)
+
+    def fed(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
+        """What the feed-forward adds to the stream."""
+        return (
+            self.ffn(self.ffn_norm(x)) if self.config.norm == "pre" else self.ffn_norm(self.ffn(x))
+        )
+
+
+class Block(Layer):
+    """Attention and feed-forward, each added to the stream. Patches may have weights of their own (`image`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.image = Layer(config) if config.weights == "by_modality" else None
+
     def forward(
-        self, x: Float[Tensor, "b n d"], *, by: Rotation, attend: Attend
+        self,
+        x: Float[Tensor, "b n d"],
+        *,
+        by: Rotation,
+        attend: Attend,
+        rows: Rows | None = None,
     ) -> Float[Tensor, "b n d"]:
-        """One layer of the residual stream."""
-        x = x + self.attention(self.attention_norm(x), by=by, attend=attend)
-        return x + self.ffn(self.ffn_norm(x))
+        """One layer of the residual stream; attention is over all positions, whosever weights they have.
+
+        Args:
+            rows: Which positions are whose, where patches have weights of their own; all are text's without.
+        """
+        config, image = self.config, self.image
+        every = each_by_its_own(self.heads, image and image.heads, x, rows)
+        heads = rearrange(every, "b n (h e) -> b h n e", e=config.head_dim)
+        turned, v = heads.split([config.num_heads + config.kv_heads, config.kv_heads], dim=1)
+        # One rotation of queries and keys together: half the passes over memory.
+        q, k = rotate(turned, by).split([config.num_heads, config.kv_heads], dim=1)
+        seen = rearrange(attend(q, k, v), "b h n e -> b n (h e)")
+        x = x + each_by_its_own(self.mixed, image and image.mixed, seen, rows)
+        return x + each_by_its_own(self.fed, image and image.fed, x, rows)

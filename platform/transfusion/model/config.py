@@ -10,6 +10,9 @@ AdapterName = Literal["linear", "unet"]
 TimeEmbedding = Literal["patch", "mlp"]
 PatchPositions = Literal["raster", "sinusoidal_2d"]
 NoisySkipName = Literal["none", "gated"]
+HeadNorm = Literal["none", "rms"]
+NormPlace = Literal["pre", "post"]
+WeightSharing = Literal["shared", "by_modality"]
 
 
 class UNetConfig(Config):
@@ -48,6 +51,19 @@ class ModelConfig(Config):
 
     norm_eps: float = Field(default=1e-5, gt=0)
     """Added to the mean square in every RMSNorm."""
+
+    # Options that came later are left out of a package's config where they are off: it reads as it always did.
+    qk_norm: HeadNorm = Field("none", exclude_if=lambda value: value == "none")
+    """Whether each head's queries and keys are normalised before their rotation: scores then stay within bounds
+    however the modalities compete. Chameleon has it at every size."""
+
+    norm: NormPlace = Field("pre", exclude_if=lambda value: value == "pre")
+    """Whether attention and feed-forward read a normalised copy of the stream (Llama), or what they add to it is
+    normalised (Swin, Chameleon's 34B)."""
+
+    weights: WeightSharing = Field("shared", exclude_if=lambda value: value == "shared")
+    """Whether patches go through the blocks' weights, or through their own beside them: projections, feed-forward
+    and norms by modality, one attention over all (Mixture-of-Transformers, LMFusion)."""
 
     patch_size: int = Field(default=2, ge=1)
     """Side of a patch in latent pixels; must be that of the plan's layout."""

@@ -22,7 +22,8 @@ Blocks at full scale cost a seventh of the loss after 200 steps."""
 @torch.no_grad()
 def initialize(model: nn.Module, *, seed: int) -> None:
     """Fills every parameter of a model that is not sharded; `initial_weight` serves one that is."""
-    depth = sum(1 for name, _ in model.named_parameters() if name.endswith("attention.out.weight"))
+    names = [name for name, _ in model.named_parameters()]
+    depth = sum(1 for name in names if re.fullmatch(r"blocks\.\d+\.attention\.out\.weight", name))
     for name, parameter in model.named_parameters():
         parameter.copy_(initial_weight(name, parameter.shape, depth=depth, seed=seed))
 

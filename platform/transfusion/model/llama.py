@@ -27,6 +27,8 @@ _SHAPE_FIELDS = (
     "hidden_dim",
     "rope_theta",
     "norm_eps",
+    "qk_norm",
+    "norm",
 )
 """What a model must share with a checkpoint to take its weights."""
 

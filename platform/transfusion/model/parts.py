@@ -54,15 +54,20 @@ def list_parts(
     dim, depth = config.dim, config.depth
     heads = config.num_heads + 2 * config.kv_heads
     attention = dim * heads * config.head_dim + dim * dim
+    gains = 2 * depth * dim + (2 * depth * config.head_dim if config.qk_norm == "rms" else 0)
     adapter = _linear if config.adapter == "linear" else _unet
     parts = [
         Part("embedding", 0, vocab_size * dim, "position"),
         Part("blocks.attention", depth * attention, 0, "position"),
         Part("blocks.ffn", depth * 3 * dim * config.hidden_dim, 0, "position"),
-        Part("norms", 0, (2 * depth + 1) * dim, "position"),
+        Part("norms", 0, gains + dim, "position"),
         Part("head", dim * vocab_size, 0, "text_row"),
         *adapter(config, channels, height, width),
     ]
+    if config.weights == "by_modality":
+        # A position goes through its own modality's weights, as many as the others': nothing is multiplied twice.
+        again = depth * (attention + 3 * dim * config.hidden_dim) + gains + dim
+        parts.append(Part("blocks.image", 0, again, "position"))
     if config.noisy_skip == "gated":
         parts += [
             _time("skip.time", SKIP_TIME_DIM),

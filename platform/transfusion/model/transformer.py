@@ -18,6 +18,7 @@ from transfusion.model.cache import CacheStep
 from transfusion.model.config import ModelConfig
 from transfusion.model.images import EncodedImages
 from transfusion.model.initial import initialize
+from transfusion.model.modalities import Rows, each_by_its_own
 from transfusion.model.positions import sinusoid_2d
 from transfusion.model.skip import NoisySkip
 from transfusion.sequence.batch import PackedBatch
@@ -48,6 +49,8 @@ class TransfusionModel(nn.Module):
         self.down = DOWN[config.adapter](config, latent_channels)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        own = config.weights == "by_modality"
+        self.image_norm = nn.RMSNorm(config.dim, eps=config.norm_eps) if own else None
         self.up = UP[config.adapter](config, latent_channels)
         self.skip = NoisySkip(latent_channels) if config.noisy_skip == "gated" else None
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
@@ -75,6 +78,7 @@ class TransfusionModel(nn.Module):
             rearrange(hidden[:-1], "(b n) d -> b n d", b=num_sequences),
             position_ids=batch.position_ids,
             attention=plan_attention(batch.lo, batch.hi, query_block=self.config.query_block),
+            images=places,
         )
         rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])
         patches = rearrange(rows[places], "(m p) d -> m p d", p=batch.image_positions.shape[1])
@@ -106,12 +110,19 @@ class TransfusionModel(nn.Module):
         *,
         position_ids: Int[Tensor, "b n"],
         attention: Attend | CacheStep,
+        images: Int[Tensor, " i"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """The blocks and the last norm.
 
         Args:
             attention: What `plan_attention` gives, for whole sequences; a `CacheStep` to read and write a cache.
+            images: Index into the flattened (b n) of the positions that are images', b * n for none: they have
+                weights of their own where the config says so. All positions are text without it.
         """
+        rows = None
+        if self.image_norm is not None and images is not None:
+            num_rows = hidden.shape[0] * hidden.shape[1]
+            rows = Rows.of(images, num_rows=num_rows, static=hidden.is_cuda)
         by = rotation(
             position_ids,
             head_dim=self.config.head_dim,
@@ -120,8 +131,8 @@ class TransfusionModel(nn.Module):
         )
         for index, block in enumerate(self.blocks):
             attend = attention.layer(index) if isinstance(attention, CacheStep) else attention
-            hidden = block(hidden, by=by, attend=attend)
-        return self.norm(hidden)
+            hidden = block(hidden, by=by, attend=attend, rows=rows)
+        return each_by_its_own(self.norm, self.image_norm, hidden, rows)
 
     def decode_images(
         self,

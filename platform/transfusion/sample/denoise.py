@@ -78,6 +78,7 @@ def draw_images(
         cache, slots=slots, lo=torch.zeros_like(hi), hi=hi, num_keys=max(lengths) + 1 + num_patches
     )
     position_ids = rearrange(boi_positions, "b -> b 1") + order
+    every = torch.arange(position_ids.numel(), device=device)
 
     solver = make_solver(
         params.solver,
@@ -93,7 +94,9 @@ def draw_images(
             watch()
         times = torch.full((num_images,), round(float(timestep)), device=device)
         encoded = model.encode_images(state, times).for_branches(branches)
-        hidden = model.transform(encoded.patches, position_ids=position_ids, attention=attention)
+        hidden = model.transform(
+            encoded.patches, position_ids=position_ids, attention=attention, images=every
+        )
         prediction = model.decode_images(hidden, times.repeat(branches), encoded).float()
         if guided:
             # Any target is linear in the noise, given x_t: to guide it is to guide the noise.

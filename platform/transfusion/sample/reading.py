@@ -82,14 +82,14 @@ def read(
     real = columns <= rearrange(torch.tensor(last), "b -> b 1")
     positions = torch.where(real, columns + rearrange(torch.tensor(lengths), "b -> b 1"), 0)
     hidden = model.embed_tokens(ids.to(device))
+    images = None
     if latents:
         clean = torch.stack(latents).to(device)
         encoded = model.encode_images(clean, torch.zeros(len(latents), dtype=torch.long).to(device))
         patches = rearrange(encoded.patches, "m p d -> (m p) d").to(hidden.dtype)
-        hidden = hidden.index_put(
-            (torch.tensor(patch_rows, device=device), torch.tensor(patch_columns, device=device)),
-            patches,
-        )
+        there = torch.tensor([patch_rows, patch_columns], device=device)
+        hidden = hidden.index_put((there[0], there[1]), patches)
+        images = there[0] * longest + there[1]
     step = CacheStep.plan(
         cache,
         slots=torch.where(real, positions, cache.dummy_slot).to(device),
@@ -97,7 +97,7 @@ def read(
         hi=hi.to(device),
         num_keys=int(hi.max()),
     )
-    out = model.transform(hidden, position_ids=positions.to(device), attention=step)
+    out = model.transform(hidden, position_ids=positions.to(device), attention=step, images=images)
     return out[torch.arange(len(parts), device=device), torch.tensor(last, device=device)]
 
 

@@ -1,0 +1,144 @@
+"""Variants of the block against other people's models, and weights by modality against shared ones."""
+
+import pytest
+import torch
+from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from tests.model.conftest import CONFIGS, SPECIAL, make_model
+from transfusion.model.attention import plan_attention
+from transfusion.model.config import ModelConfig
+from transfusion.model.modalities import Rows, each_by_its_own
+from transfusion.model.parts import list_parts
+from transfusion.model.transformer import TransfusionModel
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "pad_token_id": None,
+    "eos_token_id": None,
+    "bos_token_id": None,
+}
+
+
+def qwen3():
+    """Queries and keys normalised by head, before the rotation."""
+    config = Qwen3Config(**SIZES, num_attention_heads=6, num_key_value_heads=2, head_dim=8)
+    return Qwen3ForCausalLM(config), {"num_heads": 6, "num_kv_heads": 2, "qk_norm": "rms"}
+
+
+def olmo2():
+    """What attention and feed-forward add is normalised. Its queries are over all heads, so of one head here."""
+    config = Olmo2Config(**SIZES, num_attention_heads=1, num_key_value_heads=1)
+    return Olmo2ForCausalLM(config), {"num_heads": 1, "qk_norm": "rms", "norm": "post"}
+
+
+def take(ours: TransfusionModel, theirs) -> None:
+    """Their weights, with gains other than one."""
+    for name, parameter in theirs.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.uniform_(0.5, 1.5)
+    ours.embedding.weight.copy_(theirs.model.embed_tokens.weight)
+    ours.norm.weight.copy_(theirs.model.norm.weight)
+    ours.head.weight.copy_(theirs.lm_head.weight)
+    for block, layer in zip(ours.blocks, theirs.model.layers, strict=True):
+        inner, outer = layer.self_attn, layer.mlp
+        matrices = [inner.q_proj.weight, inner.k_proj.weight, inner.v_proj.weight]
+        block.attention.qkv.weight.copy_(torch.cat(matrices))
+        block.attention.out.weight.copy_(inner.o_proj.weight)
+        block.attention.q_norm.weight.copy_(inner.q_norm.weight)
+        block.attention.k_norm.weight.copy_(inner.k_norm.weight)
+        block.ffn.gate_up.weight.copy_(torch.cat([outer.gate_proj.weight, outer.up_proj.weight]))
+        block.ffn.out.weight.copy_(outer.down_proj.weight)
+        if block.config.norm == "pre":
+            block.attention_norm.weight.copy_(layer.input_layernorm.weight)
+            block.ffn_norm.weight.copy_(layer.post_attention_layernorm.weight)
+        else:
+            block.attention_norm.weight.copy_(layer.post_attention_layernorm.weight)
+            block.ffn_norm.weight.copy_(layer.post_feedforward_layernorm.weight)
+
+
+@pytest.mark.parametrize("made", [qwen3, olmo2])
+@torch.no_grad()
+def test_normalised_blocks_are_those_of_other_models(made):
+    torch.manual_seed(0)
+    theirs, options = made()
+    config = ModelConfig(dim=48, depth=3, ffn_dim=80, query_block=16, **options)
+    ours = TransfusionModel(config, vocab_size=50, latent_channels=4)
+    take(ours, theirs.eval())
+    ids = torch.randint(50, (2, 37))
+    positions = torch.arange(37).expand(2, 37)
+    attend = plan_attention(torch.zeros_like(positions), positions + 1, query_block=16)
+    hidden = ours.transform(ours.embed_tokens(ids), position_ids=positions, attention=attend)
+    logits = ours.logits(hidden.flatten(0, 1)).unflatten(0, (2, 37))
+    assert logits.std() > 0.05
+    torch.testing.assert_close(logits, theirs(ids).logits, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "post"}, {"qk_norm": "rms"}])
+@torch.no_grad()
+def test_patches_with_a_copy_of_texts_weights_are_patches_of_a_shared_model(mixed_batch, options):
+    shared = ModelConfig(dim=32, depth=2, num_heads=4, num_kv_heads=2, query_block=5, **options)
+    one = make_model(shared)
+    apart = make_model(shared.model_copy(update={"weights": "by_modality"}))
+    weights = one.state_dict()
+    apart.load_state_dict(
+        {
+            name: weights[name.replace(".image.", ".").replace("image_norm", "norm")]
+            for name in apart.state_dict()
+        }
+    )
+    for got, expected in zip(
+        apart(mixed_batch, mixed_batch.latents), one(mixed_batch, mixed_batch.latents), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_only_images_feel_their_own_weights_and_what_they_say_to_text(document, pack):
+    model = make_model(CONFIGS["by-modality"])
+    batch = pack([[document("text", 1), document("captioned", 2)], [document("image_first", 3)]])
+    before = model(batch, batch.latents)
+    for name, parameter in model.named_parameters():
+        if "image" in name:
+            parameter.mul_(1.1)
+    after = model(batch, batch.latents)
+    moved = (after.logits - before.logits).abs().amax(-1)
+    # Of text, of a caption up to BOI, its EOI; BOS before an image, then EOI and the text behind it.
+    before_images, behind = [*range(8 + 5), 14], [13, 15, 16, 17, 18]
+    assert moved[before_images].max() == 0
+    assert moved[behind].min() > 1e-4
+    assert (after.epsilon[:2] - before.epsilon[:2]).abs().amax((1, 2, 3)).min() > 1e-3
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_every_row_goes_through_one_function_and_no_row_comes_back_from_the_end(static):
+    x = torch.arange(24.0).reshape(2, 6, 2).requires_grad_()
+    # Positions 1, 2 and 9; two slots hold none.
+    rows = Rows.of(torch.tensor([1, 2, 9, 12, 12]), num_rows=12, static=static)
+    assert len(rows.text) == (12 if static else 9)
+    out = each_by_its_own(lambda t: t * 10, lambda i: -i, x, rows)
+    factors = torch.full((12,), 10.0)
+    factors[[1, 2, 9]] = -1.0
+    torch.testing.assert_close(out.flatten(0, 1), x.flatten(0, 1) * factors[:, None])
+    out.sum().backward()
+    torch.testing.assert_close(x.grad.flatten(0, 1), factors[:, None].expand(12, 2))
+
+
+@pytest.mark.parametrize("name", ["normed", "qk-normed", "by-modality"])
+def test_parameters_by_formula_are_those_of_the_variant(name):
+    config = CONFIGS[name]
+    with torch.device("meta"):
+        model = TransfusionModel(config, vocab_size=SPECIAL.vocab_size, latent_channels=3)
+    parts = list_parts(config, vocab_size=SPECIAL.vocab_size, latent_shape=(3, 4, 4))
+    assert sum(part.parameters for part in parts) == sum(p.numel() for p in model.parameters())
+
+
+def test_an_option_that_is_off_is_not_in_the_description():
+    described = ModelConfig(dim=32, depth=1, num_heads=2).resolved()
+    assert {"qk_norm", "norm", "weights"}.isdisjoint(described)
+    chosen = ModelConfig(dim=32, depth=1, num_heads=2, norm="post")
+    assert ModelConfig.model_validate_json(chosen.model_dump_json()) == chosen
