@@ -107,8 +107,8 @@ def make_autoencoder(root: Path) -> Artifact:
     import torch
 
     from transfusion.artifacts.publish import publish_folder
-    from transfusion.autoencoder.autoencoder import build_network, save_network
     from transfusion.autoencoder.config import AutoencoderConfig
+    from transfusion.autoencoder.network import build_network, save_network
     from transfusion.autoencoder.statistics import LatentStatistics
 
     torch.manual_seed(0)

@@ -12,8 +12,8 @@ from transfusion.artifacts.pixels import read_pixels
 from transfusion.artifacts.shards import read_rejects, row_entries
 from transfusion.artifacts.tables import load_table
 from transfusion.artifacts.tokens import token_rows
-from transfusion.autoencoder.autoencoder import build_network, save_network
 from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.network import build_network, save_network
 from transfusion.runner.run import run_job
 from transfusion.sequence.special import SpecialIds
 from transfusion.spec.job import check_job

@@ -14,15 +14,13 @@ from transfusion.artifacts.pixels import PIXELS_RAW, PixelRow, pixels_table
 from transfusion.artifacts.tables import store_table
 from transfusion.autoencoder.autoencoder import (
     Autoencoder,
-    build_network,
     folder_digest,
-    load_network,
     psnr_db,
-    save_network,
     to_images,
     to_signal,
 )
 from transfusion.autoencoder.config import AutoencoderConfig, LoadAutoencoderConfig, list_files
+from transfusion.autoencoder.network import build_network, load_network, save_network
 from transfusion.autoencoder.run import run
 from transfusion.autoencoder.statistics import LatentStatistics, measure
 from transfusion.config import validate
@@ -100,7 +98,7 @@ def test_the_same_weights_give_the_same_bytes(folder, tmp_path):
         (lambda place: (place / "config.json").unlink(), "config.json"),
         (lambda place: (place / "config.json").write_text("{"), "JSON"),
         (
-            lambda place: (place / "config.json").write_text('{"_class_name": "VQModel"}'),
+            lambda place: (place / "config.json").write_text('{"_class_name": "UNet2DModel"}'),
             "AutoencoderKL",
         ),
         (lambda place: (place / "latent_statistics.json").unlink(), "latent_statistics.json"),

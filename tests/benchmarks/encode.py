@@ -17,8 +17,9 @@ from tests.benchmarks.measure import Options, Products, Result, take_turns
 from tests.pipeline import commit, make
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.publish import publish_folder
-from transfusion.autoencoder.autoencoder import Autoencoder, Posterior, build_network, save_network
+from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.network import Posterior, build_network, save_network
 from transfusion.autoencoder.statistics import LatentStatistics
 from transfusion.stage import Made, PoolResources
 from transfusion.storage.store import open_store

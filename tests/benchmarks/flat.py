@@ -31,7 +31,7 @@ from data_pipelines.encode_images.shard import EncodeShard
 from data_pipelines.shards import Attempt, ShardTask, WorkerFactory, on_ray
 from tests.benchmarks.encode import _autoencoder
 from tests.pipeline import make
-from transfusion.autoencoder.autoencoder import Posterior
+from transfusion.autoencoder.network import Posterior
 from transfusion.stage import PoolResources
 
 IMAGES_PER_TAR = 1000

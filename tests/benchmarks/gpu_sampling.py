@@ -9,8 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tests.benchmarks.gpu_device import Device
 from tests.benchmarks.gpu_training import Setting, make_model
 from tests.benchmarks.measure import Result
-from transfusion.autoencoder.autoencoder import Autoencoder, build_network
+from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.network import build_network
 from transfusion.autoencoder.statistics import LatentStatistics
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.format import PackageConfig

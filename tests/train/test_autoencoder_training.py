@@ -8,10 +8,14 @@ import torch
 
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.network import build_network
+from transfusion.autoencoder.quantizer import codebook
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import open_store
+from transfusion.train.autoencoder.codes import restart_dead_codes
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
+from transfusion.train.autoencoder.forward import QuantizedReconstruction
 from transfusion.train.autoencoder.trainee import AutoencoderTrainee, Crops
 from transfusion.train.finish import run_to_end
 
@@ -100,3 +104,82 @@ def test_an_uneven_batch_is_refused_with_the_nearest_one():
     values = {"steps": 1, "seed": 0, "batch_size": 33, "lanes": 2}
     _, faults = validate(TrainAutoencoderConfig, values, where="job")
     assert faults == ["job: batch_size must be a multiple of lanes 2, got 33; nearest valid: 32"]
+
+
+CODES = AutoencoderConfig(block_channels=(8, 8), latent_channels=4, norm_groups=4, codebook_size=64)
+
+
+def test_a_codebook_is_learned_used_and_resumed_to_the_bit(tmp_path):
+    options = {"network": CODES, "restart_codes_every_steps": 5, "steps": 60}
+    outcome = train(tmp_path / "whole", **options)
+    files = {file["name"]: tmp_path / "whole" / file["path"] for file in outcome["files"]}
+    lines = [json.loads(line) for line in files["metrics.jsonl"].read_text().splitlines()]
+    validation = [row["values"] for row in lines if row["kind"] == "validation"]
+    assert validation[-1]["psnr_db"] > validation[0]["psnr_db"] + 1
+    assert 1 / 64 < validation[-1]["codes_used"] <= 1
+    assert 1 < validation[-1]["code_perplexity"] <= 64
+    assert {"code_distance", "codes_used", "code_perplexity"} <= set(lines[0]["values"])
+
+    ready = Autoencoder.load(files["config.json"].parent)
+    heldout = torch.from_numpy(crops().images[16:])
+    assert outcome["metadata"]["num_codes"] == 64
+    assert len(ready.encode_indices(heldout).unique()) > 1
+
+    # 13 lies between a restart and the next, and after a checkpoint: use is counted on.
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "torn", stop_after=13, **options)
+    again = train(tmp_path / "torn", **options)
+    assert [file["digest"] for file in again["files"]] == [
+        file["digest"] for file in outcome["files"]
+    ]
+
+
+def test_gradients_of_a_codebook_are_those_of_its_formula():
+    """Straight through to the encoder, the codes' own from their distance, against autograd by hand."""
+    torch.manual_seed(0)
+    network = build_network(CODES, sample_size_px=16)
+    model, config = QuantizedReconstruction(network), settings(network=CODES, codebook_weight=0.7)
+    signal = torch.rand(2, 3, 16, 16) * 2 - 1
+    made, *latent = model(signal, torch.zeros(2, 4, 8, 8))
+    ((made - signal).abs().sum() + model.term(config, signal, *latent).loss).backward()
+    found = {name: p.grad.clone() for name, p in network.named_parameters()}
+
+    network.zero_grad()
+    latents = network.encode(signal).latents
+    with torch.no_grad():
+        distances = torch.cdist(
+            latents.permute(0, 2, 3, 1).reshape(-1, 4), network.quantize.embedding.weight
+        )
+        nearest = distances.argmin(1)
+    table = network.quantize.embedding.weight
+    vectors = table[nearest].view(2, 8, 8, 4).permute(0, 3, 1, 2)
+    straight = latents + (vectors - latents).detach()
+    error = (network.decode(straight, force_not_quantize=True).sample - signal).abs().mean()
+    codes = (vectors - latents.detach()).square().mean()
+    encoder = (latents - vectors.detach()).square().mean()
+    (error + 0.7 * (codes + 0.25 * encoder)).backward()
+    for name, parameter in network.named_parameters():
+        expected = parameter.grad * signal.numel()
+        torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=2e-3)
+    assert found["quantize.embedding.weight"].abs().sum() > 0
+
+
+def test_dead_codes_move_to_latents_and_live_ones_stay():
+    torch.manual_seed(0)
+    model = QuantizedReconstruction(build_network(CODES, sample_size_px=16))
+    before = codebook(model.network).detach().clone()
+    model.usage[:60] = 1
+    latents = torch.randn(2, 4, 8, 8)
+    assert restart_dead_codes(model, latents, seed=0, step=5) == 4
+    after = codebook(model.network).detach()
+    assert torch.equal(after[:60], before[:60])
+    places = latents.permute(0, 2, 3, 1).reshape(-1, 4)
+    for moved in after[60:]:
+        assert (places == moved).all(dim=1).any()
+    assert model.usage.sum() == 0
+
+
+def test_a_restart_without_a_codebook_is_refused():
+    values = {"steps": 1, "seed": 0, "restart_codes_every_steps": 3}
+    _, faults = validate(TrainAutoencoderConfig, values, where="job")
+    assert "set network.codebook_size" in faults[0]

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from transfusion.autoencoder.autoencoder import Autoencoder, posterior, psnr_db, to_signal
+from transfusion.autoencoder.autoencoder import Autoencoder, psnr_db, to_signal
+from transfusion.autoencoder.network import posterior
 from transfusion.autoencoder.statistics import LatentStatistics, measure
 
 CHUNK_IMAGES = 32

@@ -14,7 +14,7 @@ LAYOUT = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
 class AutoencoderConfig(Config):
-    """A convolutional KL autoencoder (diffusers' `AutoencoderKL`)."""
+    """A convolutional autoencoder: diffusers' `AutoencoderKL`, or with a codebook its `VQModel`."""
 
     block_channels: tuple[int, ...] = (16, 32, 32)
     """Channels of each level, the finest first; every level after the first halves the side."""
@@ -27,6 +27,10 @@ class AutoencoderConfig(Config):
     """Whether positions of the coarsest level see each other."""
 
     latent_channels: int = Field(8, ge=1)
+
+    codebook_size: int | None = Field(None, ge=2, le=16_384)
+    """Vectors of `latent_channels` numbers, of which each latent position is one: images become tokens. None for
+    a KL autoencoder, whose latents are continuous."""
 
     norm_groups: int = Field(8, ge=1)
     """Groups of the group norms; must divide the channels of every level."""
@@ -56,7 +60,7 @@ class LoadAutoencoderConfig(Config):
     """An autoencoder made elsewhere, taken as it is."""
 
     path: Location
-    """A folder in the diffusers layout of an `AutoencoderKL`: `config.json` and its safetensors."""
+    """A folder in the diffusers layout of an `AutoencoderKL` or a `VQModel`: `config.json` and its safetensors."""
 
     calibration_images: int = Field(1024, ge=2)
     """The first rows by key: latent statistics are measured on these."""

@@ -10,9 +10,10 @@ import torch
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.pixels import read_pixels
 from transfusion.artifacts.publish import publish_folder
-from transfusion.autoencoder.autoencoder import Autoencoder, load_network, save_network
+from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.calibrate import calibrate, mean_psnr_db
 from transfusion.autoencoder.config import LoadAutoencoderConfig
+from transfusion.autoencoder.network import load_network, save_network
 from transfusion.errors import ArtifactError
 from transfusion.stage import Made, StageContext
 
@@ -46,9 +47,12 @@ def metadata_of(autoencoder: Autoencoder, images: torch.Tensor) -> dict[str, Any
         ArtifactError: The images' sides are no multiples of the downsampling.
     """
     autoencoder.latent_shape(images.shape[1], images.shape[2])
-    return {
+    found = {
         "latent_channels": autoencoder.latent_channels,
         "downsampling": autoencoder.downsampling,
         "digest": autoencoder.digest,
         "num_parameters": autoencoder.num_parameters,
     }
+    if autoencoder.num_codes is not None:
+        found["num_codes"] = autoencoder.num_codes
+    return found

@@ -18,58 +18,39 @@ from torch import Tensor, nn
 
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.pixels import read_pixels
-from transfusion.autoencoder.autoencoder import (
-    Autoencoder,
-    Posterior,
+from transfusion.autoencoder.autoencoder import Autoencoder, psnr_db, to_images, to_signal
+from transfusion.autoencoder.calibrate import CHUNK_IMAGES, calibrate, mean_psnr_db
+from transfusion.autoencoder.network import (
     build_network,
+    decode_raw,
+    latent_channels_of,
     load_network,
     posterior,
-    psnr_db,
     save_network,
-    to_images,
-    to_signal,
 )
-from transfusion.autoencoder.calibrate import CHUNK_IMAGES, calibrate, mean_psnr_db
 from transfusion.autoencoder.run import metadata_of
 from transfusion.errors import ArtifactError
+from transfusion.train.autoencoder.codes import (
+    all_counts,
+    count,
+    is_restart,
+    restart_dead_codes,
+    usage,
+)
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
+from transfusion.train.autoencoder.forward import QuantizedReconstruction, Reconstruction
 from transfusion.train.parallel import (
     AveragedWeights,
     all_sum,
     data_mesh,
     gather,
     lanes_of,
+    reshard,
     set_precision,
     shard,
 )
 from transfusion.train.pictures import NUM_SHOWN, Preview, png_row
 from transfusion.train.trainee import StepResult, Written
-
-
-class Reconstruction(nn.Module):
-    """Encoder, sampled latent, decoder: one call, so that sharding sees one forward."""
-
-    def __init__(self, network: Any) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(
-        self, signal: Float[Tensor, "b 3 h w"], noise: Float[Tensor, "b c i j"]
-    ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b c i j"], Float[Tensor, "b c i j"]]:
-        """The reconstruction from a sampled latent; mean and standard deviation of the posterior.
-
-        A plain tuple of new tensors: sharding hooks its gathering of weights onto these.
-        """
-        found = posterior(self.network, signal)
-        made = self.network.decode(found.sample(noise)).sample.float()
-        return made.clone(), found.mean.clone(), found.std.clone()
-
-
-def kl_divergence(found: Posterior) -> Float[Tensor, " b"]:
-    """KL of each posterior from the unit normal, summed over the latent."""
-    variance = found.std.square()
-    terms = found.mean.square() + variance - 1.0 - variance.log()
-    return 0.5 * terms.flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,33 +91,43 @@ class AutoencoderTrainee:
                 f"{self.downsampling}, the autoencoder's downsampling"
             )
         self._latent_shape = (
-            int(network.config.latent_channels),
+            latent_channels_of(network),
             size // self.downsampling,
             self._images.shape[2] // self.downsampling,
         )
-        self.model: nn.Module = Reconstruction(network).to(device)
+        whole = Reconstruction if config.network.codebook_size is None else QuantizedReconstruction
+        self.model: nn.Module = whole(network).to(device)
         shard(self.model, blocks=(), mesh=data_mesh(device), precision=config.precision)
 
     def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
-        """Each lane's share of the batch's mean absolute error per pixel and KL per pixel."""
+        """Each lane's share of the batch's mean absolute error per pixel, and of what its latents cost."""
         config, world = self.config, dist.get_world_size()
-        sums = {"absolute_error": 0.0, "kl": 0.0}
+        self._move_dead_codes(step)
+        sums = {"absolute_error": 0.0}
+        weights: dict[str, float] = {}
+        counts = self._no_counts()
         waited = 0.0
         for lane in lanes_of(dist.get_rank(), world_size=world, lanes=config.lanes):
             began = time.perf_counter()
             signal, noise = self._micro_batch(step, lane or 0)
             waited += time.perf_counter() - began
             weight = 0.0 if lane is None else 1.0 / (signal.numel() * config.lanes)
-            reconstruction, mean, std = self.model(signal, noise)
+            reconstruction, *latent = self.model(signal, noise)
             absolute = (reconstruction - signal).abs().sum()
-            kl = kl_divergence(Posterior(mean=mean, std=std)).sum()
+            term = self._module.term(config, signal, *latent)
             # FSDP takes the mean over ranks; the shares are to add up.
-            ((absolute + config.kl_weight * kl) * weight * world).backward()
+            ((absolute + term.loss) * weight * world).backward()
             sums["absolute_error"] += absolute.item() * weight
-            sums["kl"] += kl.item() * weight
+            sums[term.name] = sums.get(term.name, 0.0) + term.sum.item() * weight
+            weights[term.name] = term.weight
+            if counts is not None and lane is not None:
+                counts += count(latent[-1], len(counts))
         total = all_sum({**sums, "stop": float(stop)}, device=self._device)
         asked = total.pop("stop") > 0
-        loss = total["absolute_error"] + config.kl_weight * total["kl"]
+        loss = total["absolute_error"] + sum(w * total[name] for name, w in weights.items())
+        if counts is not None:
+            self._quantized.usage += all_counts(counts)
+            total |= usage(counts)
         return StepResult(
             values={"loss": loss, **total},
             shown={"loss": f"{loss:.4f}"},
@@ -146,23 +137,27 @@ class AutoencoderTrainee:
         )
 
     def validate(self) -> Mapping[str, float]:
-        """Quality of held-out images through the posterior's mean."""
+        """Quality of held-out images through the posterior's mean, and how many of the codes they take."""
         chunks = self._images[self._num_training :].split(CHUNK_IMAGES)
         sums = {"psnr_db": 0.0, "absolute_error": 0.0}
+        counts = self._no_counts()
         world = dist.get_world_size()
         with torch.no_grad():
             for index in lanes_of(dist.get_rank(), world_size=world, lanes=len(chunks)):
                 images = chunks[index or 0].to(self._device)
                 signal = to_signal(images)
                 noise = torch.zeros((len(signal), *self._latent_shape), device=self._device)
-                made, _, _ = self.model(signal, noise)
+                made, *latent = self.model(signal, noise)
                 if index is not None:
                     sums["psnr_db"] += psnr_db(to_images(made), images).double().sum().item()
                     error = (made - signal).abs().flatten(1).mean(dim=1)
                     sums["absolute_error"] += error.double().sum().item()
+                    if counts is not None:
+                        counts += count(latent[-1], len(counts))
         total = all_sum(sums, device=self._device)
-        count = len(self._images) - self._num_training
-        return {name: value / count for name, value in total.items()}
+        num_images = len(self._images) - self._num_training
+        found = {name: value / num_images for name, value in total.items()}
+        return found if counts is None else found | usage(all_counts(counts))
 
     def preview(self, averaged: AveragedWeights) -> Preview | None:
         """Held-out images above their reconstructions."""
@@ -173,8 +168,8 @@ class AutoencoderTrainee:
         network.load_state_dict(_of_network(weights))
         images = self._images[self._num_training :][:NUM_SHOWN]
         with torch.no_grad():
-            through = network.eval().decode(network.encode(to_signal(images)).latent_dist.mean)
-        pairs = torch.cat([images, to_images(through.sample)], dim=1).numpy()
+            through = decode_raw(network.eval(), posterior(network, to_signal(images)).mean)
+        pairs = torch.cat([images, to_images(through)], dim=1).numpy()
         return Preview(png=png_row(pairs), about={"shown": "images above their reconstructions"})
 
     def describe(self, step: int) -> str:
@@ -205,6 +200,32 @@ class AutoencoderTrainee:
         ready = Autoencoder.load(folder, device=self._device)
         quality = mean_psnr_db(ready, self._images[self._num_training :])
         return Written(metadata=metadata_of(ready, self._images), metrics={"psnr_db": quality})
+
+    @property
+    def _module(self) -> Reconstruction | QuantizedReconstruction:
+        assert isinstance(self.model, Reconstruction | QuantizedReconstruction)
+        return self.model
+
+    def _no_counts(self) -> Float[Tensor, " k"] | None:
+        if not isinstance(self.model, QuantizedReconstruction):
+            return None
+        return torch.zeros_like(self.model.usage)
+
+    def _move_dead_codes(self, step: int) -> None:
+        config = self.config
+        if not is_restart(
+            step, every_steps=config.restart_codes_every_steps, total_steps=config.steps
+        ):
+            return
+        with torch.no_grad():
+            _, latents, *_ = self.model(*self._micro_batch(step, 0))
+        reshard(self.model)
+        restart_dead_codes(self._quantized, latents, seed=config.seed, step=step)
+
+    @property
+    def _quantized(self) -> QuantizedReconstruction:
+        assert isinstance(self.model, QuantizedReconstruction)
+        return self.model
 
     def _micro_batch(
         self, step: int, lane: int
