@@ -192,6 +192,53 @@ def compare(
 
 
 @app.command()
+def sweep(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SWEEP", help="A file of arms and seeds: jobs/ablations/*.sweep.yaml."
+        ),
+    ],
+    overrides: Overrides = None,
+    profile: Profile = None,
+    show_only: Annotated[
+        bool, typer.Option("--show", help="The table of what is there; runs nothing.")
+    ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A Markdown file with the marks of this sweep, such as README.md."),
+    ] = None,
+) -> None:
+    """Run a job with every override and seed of a sweep, and tell which differences are shown.
+
+    What runs share is made once; running it again goes on where it was interrupted.
+
+    transfusion sweep jobs/ablations/attention.sweep.yaml --profile cluster/laptop.yaml
+    """
+    from transfusion.runner.cluster import stop_ray
+    from transfusion.runner.profile import read_profile
+    from transfusion.runner.run import configure_logging
+    from transfusion.runner.sweep import collect, run_sweep, sweep_text, write_into
+    from transfusion.spec.sweep import read_sweep
+
+    found = read_sweep(file, tuple(overrides or ()))
+    resources = read_profile(profile)
+    log = configure_logging()
+    if show_only:
+        result = collect(found)
+    else:
+        try:
+            result = run_sweep(found, resources=resources, log=log)
+        finally:
+            stop_ray()
+    typer.echo(sweep_text(result))
+    if into is not None:
+        write_into(into, result)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
 def sample(
     model: Annotated[Path, typer.Argument(help="A model package, or a job file that made one.")],
     prompt: Annotated[str, typer.Option(help="What to draw, or to continue.")] = "",
