@@ -12,12 +12,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Int64, UInt64
+from jaxtyping import Bool, UInt64
 
 from data_pipelines.mix.candidates import Candidates
 from data_pipelines.mix.conditions import Filter
 from data_pipelines.mix.config import MixConfig, MixSource
 from data_pipelines.mix.contamination import Evaluations
+from data_pipelines.mix.content import exact_numbers, held_out_numbers, numbers_of_later_images
 from data_pipelines.mix.documents import Documents
 from data_pipelines.mix.filters import columns_of, passing
 from data_pipelines.mix.pieces import split
@@ -26,7 +27,7 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.mixture import MAX_START
 from transfusion.artifacts.shards import REJECTS_SCHEMA
-from transfusion.ingest.index import ShardIndex, digest_words, perceptual_hashes, read_shard_index
+from transfusion.ingest.index import ShardIndex, perceptual_hashes, read_shard_index
 from transfusion.sequence.held_out import held_out
 from transfusion.storage.store import Store
 
@@ -104,17 +105,17 @@ class ShardChoice:
             )
             bits |= passes.astype(np.uint16) << np.uint16(number)
         phash, has_phash = self._first_hashes(index)
-        later_images, later_owner = _later_images(index, left)
+        later_images, later_owner = numbers_of_later_images(index, left)
         return Candidates(
             first_shard=shard,
             num_shards=1,
             documents=self._documents(index, shard, length, bits, left),
             is_held_out=held_out(index.content, fraction)[left],
-            held_out_number=_words(index.content, 0, ">u8")[left],
+            held_out_number=held_out_numbers(index)[left],
             later_images=later_images,
             later_owner=later_owner,
             takedown_found=found,
-            content=_exact(index)[left],
+            content=exact_numbers(index)[left],
             phash=phash[left],
             has_phash=has_phash[left],
             num_documents=len(length),
@@ -188,36 +189,6 @@ class ShardChoice:
         hashes, known = perceptual_hashes(index.latents, "deduplicate: latents")
         rows = np.maximum(index.first_image, 0)
         return hashes[rows], one_image & known[rows]
-
-
-def _later_images(
-    index: ShardIndex, left: Bool[np.ndarray, " d"]
-) -> tuple[UInt64[np.ndarray, " i"], Int64[np.ndarray, " i"]]:
-    """Numbers of the images but the first, and the place of their document among those that are left."""
-    several = np.flatnonzero(left & (index.images > 1) & (index.first_image >= 0))
-    if index.latents is None or not len(several):
-        return np.zeros(0, np.uint64), np.zeros(0, np.int64)
-    counts = index.images[several] - 1
-    ends = np.cumsum(counts, dtype=np.int64)
-    within = np.arange(ends[-1]) - np.repeat(ends - counts, counts)
-    rows = np.repeat(index.first_image[several] + 1, counts) + within
-    numbers = digest_words(index.latents["sha256"]).byteswap()[rows]
-    return numbers, np.repeat(np.cumsum(left)[several] - 1, counts)
-
-
-def _exact(index: ShardIndex) -> UInt64[np.ndarray, " d"]:
-    """Of a pair its image, whatever is said of it; of other documents text, first image and number of images."""
-    of_image, of_text = _words(index.content, 8, "<u8"), _words(index.text_content, 8, "<u8")
-    # A number of its own for each number of images, and apart from those of pairs.
-    count = index.images.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(1)
-    has_image = index.first_image >= 0
-    other = of_text ^ count ^ np.where(has_image, of_image, np.uint64(0))
-    return np.where(index.is_pair, of_image, other)
-
-
-def _words(digests: np.ndarray, first_byte: int, kind: str) -> UInt64[np.ndarray, " d"]:
-    part = np.ascontiguousarray(digests[:, first_byte : first_byte + 8])
-    return part.view(kind)[:, 0].astype(np.uint64)
 
 
 def _rejects(

@@ -1,13 +1,13 @@
 """Plans a run from the lengths of its documents. Reads no token and no latent, and copies nothing."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.mix.config import MixConfig
+from data_pipelines.mix.constants import constants_of_inputs, patches_of_an_image
 from data_pipelines.mix.duplicates import SourceDocuments, settle
 from data_pipelines.mix.plan import Plan
 from data_pipelines.mix.reading import read_sources
@@ -24,19 +24,10 @@ from transfusion.sequence.shape import Limits, Shape
 from transfusion.stage import Made, StageContext
 
 
-@dataclass(frozen=True, kw_only=True)
-class Latent:
-    """Shape of every latent of the mixture."""
-
-    channels: int
-    height: int
-    width: int
-
-
 def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
     """The body of the stage."""
-    num_pieces, latent = _constants_of_inputs(config, inputs)
-    num_patches = _num_patches(config, latent, context)
+    num_pieces, latent = constants_of_inputs(config, inputs)
+    num_patches = patches_of_an_image(config, latent, context)
     takedown = Takedown.of_file(config.takedown)
     candidates = read_sources(config, inputs, context, takedown=takedown, num_patches=num_patches)
     found = np.concatenate([part.takedown_found for part in candidates.values()])
@@ -113,71 +104,6 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
         metadata=metadata.model_dump(mode="json"),
         metrics=metrics,
     )
-
-
-def _constants_of_inputs(config: MixConfig, inputs: Mapping[str, Artifact]) -> tuple[int, Latent]:
-    """Pieces of the tokenizer and shape of the latents, which all sources must share."""
-    pieces: dict[tuple[int, str | None], str] = {}
-    latents: dict[tuple[Latent, str | None], str] = {}
-    for name, source in config.sources.items():
-        for field, role, kind in (
-            ("tokens", source.tokens, "tokens"),
-            ("latents", source.latents, "latents"),
-        ):
-            if role is not None and inputs[role].kind != kind:
-                raise ArtifactError(
-                    f"sources.{name}.{field}: the input {role!r} holds {inputs[role].kind}, not {kind}"
-                )
-        tokens = inputs[source.tokens]
-        tokenizer = (
-            tokens.input("tokenizer").manifest.digest
-            if "tokenizer" in tokens.manifest.inputs
-            else None
-        )
-        pieces.setdefault((tokens.metadata["num_pieces"], tokenizer), name)
-        if source.latents is not None:
-            made = inputs[source.latents]
-            latents.setdefault((_latent(name, made), made.metadata.get("autoencoder")), name)
-    for what, found in (("tokenizers", pieces), ("autoencoders or latent shapes", latents)):
-        if len(found) > 1:
-            raise ArtifactError(
-                f"sources: {', '.join(found.values())} have different {what} "
-                f"({', '.join(f'{kind}, digest {digest}' for kind, digest in found)}); one model reads one kind"
-            )
-    # Text alone: a latent of one patch stands in, and no sequence holds any.
-    patch = config.layout.patch_size
-    (num_pieces, _), *_ = pieces
-    latent = next((latent for latent, _ in latents), Latent(channels=1, height=patch, width=patch))
-    return num_pieces, latent
-
-
-def _latent(name: str, artifact: Artifact) -> Latent:
-    values = artifact.metadata
-    if values.get("latent_height") is None or values.get("latent_width") is None:
-        raise ArtifactError(
-            f"sources.{name}.latents: these latents have several shapes (aspect buckets), and a sequence is "
-            "planned for one; encode them without buckets"
-        )
-    return Latent(
-        channels=values["latent_channels"],
-        height=values["latent_height"],
-        width=values["latent_width"],
-    )
-
-
-def _num_patches(config: MixConfig, latent: Latent, context: StageContext) -> int:
-    try:
-        num_patches = config.layout.num_patches(latent.height, latent.width)
-    except ValueError as error:
-        raise ArtifactError(f"{context.name}: layout: {error}") from error
-    has_images = any(source.latents for source in config.sources.values())
-    least = config.layout.image_length(num_patches) + 2
-    if has_images and least > config.sequence_length:
-        raise ArtifactError(
-            f"{context.name}: sequence_length is {config.sequence_length}, and an image alone takes {least} "
-            "positions: raise sequence_length or layout.patch_size"
-        )
-    return num_patches
 
 
 def _validation(
