@@ -5,6 +5,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Collection
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transfusion.sequence.batch import PackedBatch, assemble
 from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
+from transfusion.stage import TrainResources
 from transfusion.storage.store import open_store
 from transfusion.train.config import TrainConfig
 from transfusion.train.finish import run_to_end
@@ -107,6 +109,8 @@ def train(
     settings: TrainConfig | None = None,
     source: MadeUpSource | None = None,
     stop_after: int | None = None,
+    resources: TrainResources | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """A run in the world that this process is in. `stop_after` ends it as a crash would."""
 
@@ -123,6 +127,8 @@ def train(
         scratch=folder,
         tracking="none",
         tell=tell,
+        resources=resources,
+        stop=stop,
     )
 
 
@@ -141,18 +147,30 @@ def rows(folder: Path, outcome: dict[str, Any], kind: str = "train") -> list[dic
     ]
 
 
-def in_world(size: int, function: Callable[..., None], *arguments: Any) -> None:
+def in_world(
+    size: int, function: Callable[..., None], *arguments: Any, timeout_s: float = 600.0
+) -> None:
     """Calls `function(*arguments)` in `size` processes joined over gloo."""
     with tempfile.TemporaryDirectory() as folder:
-        meeting = f"{folder}/meeting"
-        torch.multiprocessing.spawn(_member, (size, meeting, function, arguments), nprocs=size)
+        world = (size, f"file://{folder}/meeting", timeout_s)
+        torch.multiprocessing.spawn(_member, (world, function, arguments), nprocs=size)
 
 
 def _member(
-    rank: int, size: int, meeting: str, function: Callable[..., None], arguments: tuple[Any, ...]
+    rank: int,
+    world: tuple[int, str, float],
+    function: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    size, meeting, timeout_s = world
+    dist.init_process_group(
+        "gloo",
+        init_method=meeting,
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=timeout_s),
+    )
     function(*arguments)
     dist.barrier()
     dist.destroy_process_group()

@@ -1,0 +1,115 @@
+"""Checkpoints that are written while training goes on are those that a pause would have written."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.train.worlds import config, result_file, rows, train
+from transfusion.stage import TrainResources
+from transfusion.storage.local import LocalStore
+from transfusion.train.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.usefixtures("world")
+
+BACKGROUND = TrainResources(checkpoint_async=True)
+
+
+def steps_saved(folder):
+    return sorted(path.stem for path in (folder / "run/checkpoints").glob("step-*.json"))
+
+
+def assert_same(one, other):
+    (folder, outcome), (folder_2, outcome_2) = one, other
+    assert rows(folder, outcome) == rows(folder_2, outcome_2)
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert result_file(folder, outcome, name) == result_file(folder_2, outcome_2, name)
+
+
+@pytest.fixture(scope="module")
+def calm(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("calm")
+    return folder, train(folder)
+
+
+def test_the_copy_is_of_its_step_however_late_it_is_written(calm, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def late(*arguments, **named):
+        time.sleep(0.7)
+        return save(*arguments, **named)
+
+    monkeypatch.setattr(Checkpoints, "save", late)
+    # Every step is over before its save begins: what is written must not be what is trained by then.
+    every = config(checkpoint_every_steps=2)
+    with pytest.raises(InterruptedError):
+        train(tmp_path, settings=every, stop_after=5, resources=BACKGROUND)
+    assert steps_saved(tmp_path) == ["step-000002", "step-000004"]
+    monkeypatch.undo()
+    assert_same(calm, (tmp_path, train(tmp_path)))
+
+
+def test_background_and_pause_come_to_the_same(calm, tmp_path):
+    outcome = train(tmp_path, resources=BACKGROUND)
+    assert steps_saved(tmp_path) == ["step-000004", "step-000006"]
+    assert_same(calm, (tmp_path, outcome))
+    files = {
+        file["path"]
+        for place in (tmp_path / "run/checkpoints").glob("step-*.json")
+        for file in json.loads(place.read_text())["files"]
+    }
+    there = (tmp_path / "run/checkpoints/data").rglob("*")
+    assert {path.relative_to(tmp_path).as_posix() for path in there if path.is_file()} == files
+
+
+def test_a_save_that_fails_ends_the_run_at_a_later_step(tmp_path, monkeypatch):
+    put_file = LocalStore.put_file
+
+    def full(store, path, source):
+        if "step-000002" in path:
+            raise OSError(28, "No space left on device")
+        put_file(store, path, source)
+
+    monkeypatch.setattr(LocalStore, "put_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path, resources=BACKGROUND)
+    assert steps_saved(tmp_path) == []
+
+
+PROGRAM = """
+import os, sys
+from pathlib import Path
+import torch.distributed as dist
+from tests.train.test_saver import BACKGROUND
+from tests.train.worlds import train
+from transfusion.train.checkpoint import Checkpoints
+
+commit = Checkpoints._commit
+
+def die(checkpoints, record):
+    if record.step == 4:
+        os._exit(9)
+    commit(checkpoints, record)
+
+Checkpoints._commit = die
+folder = Path(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
+train(folder, resources=BACKGROUND)
+"""
+
+
+def test_killed_between_the_files_and_the_record_the_save_never_was(calm, tmp_path, caplog):
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 9
+    assert steps_saved(tmp_path) == ["step-000002"]
+    assert list((tmp_path / "run/checkpoints/data").rglob("step-000004/*"))
+    with caplog.at_level("INFO", "transfusion"):
+        outcome = train(tmp_path)
+    assert "resumed after step 2 of 6" in caplog.text
+    assert_same(calm, (tmp_path, outcome))
