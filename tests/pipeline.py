@@ -102,7 +102,7 @@ def commit(
     return open_artifact(store, path, config)
 
 
-def make_autoencoder(root: Path) -> Artifact:
+def make_autoencoder(root: Path, **network_config: Any) -> Artifact:
     """An untrained autoencoder of 16 px to 8 x 4 x 4 or 32 px to 8 x 8 x 8, with made-up statistics."""
     import torch
 
@@ -112,7 +112,8 @@ def make_autoencoder(root: Path) -> Artifact:
     from transfusion.autoencoder.statistics import LatentStatistics
 
     torch.manual_seed(0)
-    network = build_network(AutoencoderConfig(block_channels=(8, 8, 8)), sample_size_px=32)
+    shape = AutoencoderConfig(block_channels=(8, 8, 8), **network_config)
+    network = build_network(shape, sample_size_px=32)
     folder = root.parent / f"{root.name}-autoencoder"
     save_network(folder, config=network.config, weights=network.state_dict())
     LatentStatistics(shift=(0.5,) * 8, scale=(2.0,) * 8, num_images=1).write(folder)

@@ -64,7 +64,7 @@ class Encoder:
 
     def encode(self, images: UInt8[Tensor, "b h w 3"]) -> Encoded:
         """The posterior of the images."""
-        with self._turn, _threads(self._config.threads_per_actor):
+        with self._turn, threads(self._config.threads_per_actor):
             began = self._now()
             images = images.to(self._device, non_blocking=True)
             bf16 = self._config.precision == "bf16"
@@ -81,7 +81,8 @@ class Encoder:
 
 
 @contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
+def threads(number: int) -> Iterator[None]:
+    """Torch computes with so many threads meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

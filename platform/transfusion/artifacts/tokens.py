@@ -1,7 +1,9 @@
 """Kind `tokens`: documents as token ids, one row a document, sorted by key.
 
-Metadata: `num_pieces`, the pieces of the tokenizer; ids of the special tokens follow them. What a source knows
-of a document (its score, language, licence) stands in the index table alone, as columns `meta.<name>`.
+Metadata: `num_pieces`, the pieces of the tokenizer; ids of the special tokens follow them. Where images are tokens
+too, BOI and EOI around `code_height` x `code_width` codes, also `num_codes`, which follow the special tokens, and
+`autoencoder`, the digest of what made them. What a source knows of a document (its score, language, licence)
+stands in the index table alone, as columns `meta.<name>`.
 """
 
 import json
