@@ -35,6 +35,10 @@ SLOT_BYTES = 64 * 2**20
 """Room for the crops of one request; only what is used of it is real memory."""
 
 
+class DecoderLostError(RuntimeError):
+    """A child is gone for a reason that is no image's."""
+
+
 class Decoders:
     """Some child processes, each of which prepares a few images at a time. Safe for many threads.
 
@@ -85,7 +89,8 @@ class Decoders:
         `decoder_timeout`.
 
         Raises:
-            RuntimeError: Something is wrong that another image would meet too.
+            RuntimeError: Something is wrong that another image would meet too; DecoderLostError where it took a
+                child with it.
         """
         channel = self._free.get()
         try:
@@ -127,13 +132,13 @@ class _Channel:
         except (EOFError, OSError) as error:
             self.lost = True
             what = error or "end of file"
-            raise RuntimeError(f"the decoder's process is gone: {what}") from error
+            raise DecoderLostError(f"the decoder's process is gone: {what}") from error
         if isinstance(answers, Died):
             # No codec sends SIGKILL: the kernel did for want of memory, or a person.
             if answers.signal != signal.SIGKILL:
                 return answers
             self.lost = True
-            raise RuntimeError(
+            raise DecoderLostError(
                 "a decoder was killed from outside: out of memory (lower limits.max_pixels, or give an actor "
                 "fewer CPUs and so fewer decoders)"
             )

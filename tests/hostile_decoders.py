@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+from data_pipelines.inspect.thumbnails import Thumbnails
 from data_pipelines.preparation import Preparation, Prepared
 
 MARK = b"hostile:"
@@ -42,3 +43,7 @@ class HostilePreparation(Preparation):
         elif fault == "slow":
             time.sleep(0.05)
         return super().__call__(data)
+
+
+class HostileThumbnails(HostilePreparation, Thumbnails):
+    """As `Thumbnails`, but for the marked."""

@@ -9,12 +9,11 @@ from statistics import median
 from PIL import Image as Picture
 
 from data_pipelines.decode import Reject as Undecodable
-from data_pipelines.decode import decode_image
 from data_pipelines.documents import Document, Image, Rejected, Text
 from data_pipelines.inspect.look import spread
 from data_pipelines.inspect.sample import NUM_FILES
-from data_pipelines.inspect.sheet import TILE_PX, Tile
-from data_pipelines.limits import DecodeLimits
+from data_pipelines.inspect.sheet import Tile
+from data_pipelines.inspect.thumbnails import thumbnail
 
 _TILES_A_FILE = 6
 _REJECTED_TILES = 8
@@ -148,19 +147,14 @@ def _image(
         document.key if num_images == 1 else f"{document.key}, image {index + 1} of {num_images}"
     )
     found.num_images += 1
-    try:
-        pixels = decode_image(image.data, DecodeLimits())
-    except Undecodable as reject:
-        _reject(found, found.undecodable, reject.reason, f"{image.name}: {reject.detail}")
-        return Tile(title, f"{image.name}: {reject.detail}", None, reject.reason), reject.reason
-    height, width = pixels.shape[:2]
+    made = thumbnail(image.data)
+    if isinstance(made, Undecodable):
+        _reject(found, found.undecodable, made.reason, f"{image.name}: {made.detail}")
+        return Tile(title, f"{image.name}: {made.detail}", None, made.reason), made.reason
+    height, width = made.facts.original_height, made.facts.original_width
     found.sides_px.append(min(height, width))
-    thumbnail = Picture.fromarray(pixels)
-    thumbnail.thumbnail((TILE_PX, TILE_PX))
-    said = _said_of(document, index)
-    return Tile(
-        title, said, thumbnail
-    ), f"{width} x {height}, {len(image.data):,} bytes, {image.name}"
+    tile = Tile(title, _said_of(document, index), Picture.fromarray(made.pixels))
+    return tile, f"{width} x {height}, {len(image.data):,} bytes, {image.name}"
 
 
 def _said_of(document: Document, index: int) -> str:

@@ -17,13 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as Picture
 
+from data_pipelines.decode import Reject
+from data_pipelines.inspect import thumbnails
 from data_pipelines.inspect.command import inspect
 from data_pipelines.inspect.findings import find
 from data_pipelines.inspect.guess import guess
 from data_pipelines.inspect.look import look_at
 from data_pipelines.inspect.sample import sample
+from data_pipelines.inspect.sheet import TILE_PX
+from data_pipelines.limits import DecodeLimits
+from data_pipelines.preparation import Prepared
 from data_pipelines.sources.source import SOURCES, source_module
 from tests.documents import picture
+from tests.hostile_decoders import HostileThumbnails, marked
 from transfusion.errors import ArtifactError, SpecError
 
 
@@ -227,6 +233,47 @@ def test_what_is_printed_says_the_stage_the_drops_and_where_the_sheet_is(
     sheet = Picture.open(out / "contact_sheet.png")
     assert sheet.width > 800
     assert sheet.convert("RGB").getpixel((20 + 112, 54 + 112)) == (0, 0, 40)
+
+
+def test_an_image_that_ends_its_decoder_is_told_of_and_costs_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hostile = HostileThumbnails(DecodeLimits(decode_cpu_s=0.3), ((TILE_PX, TILE_PX),))
+    monkeypatch.setattr(thumbnails, "THUMBNAILS", hostile)
+    root = tmp_path / "pictures"
+    _images(root, 12)
+    faults = ("segfault", "abort", "exit", "killed", "spin")
+    for number, fault in enumerate(faults):
+        (root / f"{2 * number}.png").write_bytes(marked(picture(2 * number), fault))
+    for number in range(12):
+        (root / f"{number}.txt").write_text("said")
+    inspect(str(root), source=None, changes=(), num_rows=100, num_examples=12, out=tmp_path / "out")
+    assert capsys.readouterr().out.count("24 x 16") == 7
+    assert (tmp_path / "out" / "contact_sheet.png").is_file()
+    look = look_at(str(root))
+    rows = sample(look, "image_folder", {}, num_rows=100)
+    found = find(rows, num_examples=1, budget_s=60.0)
+    assert found.undecodable == {
+        "decoder_crashed": 3, "decoder_timeout": 1, "decoder_killed": 1,
+    }  # fmt: skip
+    assert found.num_images == 12
+    assert len(found.sides_px) == 7
+
+
+def test_a_thumbnail_is_of_the_whole_image_and_its_facts_are_too() -> None:
+    data = io.BytesIO()
+    wide = Picture.new("RGB", (600, 300), (10, 200, 30))
+    wide.paste((250, 0, 0), (0, 0, 300, 300))
+    wide.save(data, "PNG")
+    made = thumbnails.thumbnail(data.getvalue())
+    assert isinstance(made, Prepared)
+    assert made.pixels.shape == (TILE_PX // 2, TILE_PX, 3)
+    assert tuple(made.pixels[50, 5]) == (250, 0, 0)
+    assert tuple(made.pixels[50, -5]) == (10, 200, 30)
+    assert (made.facts.original_height, made.facts.original_width) == (300, 600)
+    reject = thumbnails.thumbnail(b"no image")
+    assert isinstance(reject, Reject)
+    assert reject.reason == "not_an_image"
 
 
 def test_a_wrong_guess_is_one_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
