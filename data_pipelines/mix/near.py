@@ -5,35 +5,33 @@ those that share that many blocks are compared (the pigeonhole principle).
 Axes: n = hashes.
 """
 
-import itertools
-import math
+import logging
 
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
-_MOST_SHARED = 6
+from data_pipelines.mix.crowds import ALL_BITS, BUCKET, Comparing, are_near, masks
+
+_log = logging.getLogger("transfusion.job.mix")
 
 
-def later_near(hashes: UInt64[np.ndarray, " n"], bits: int) -> Bool[np.ndarray, " n"]:
-    """Those that differ in at most `bits` bits from one that stands before them."""
+def later_near(
+    hashes: UInt64[np.ndarray, " n"], bits: int, comparing: Comparing | None = None
+) -> Bool[np.ndarray, " n"]:
+    """Those that differ in at most `bits` bits from one that stands before them.
+
+    All of them, but for what `Comparing` says of crowds; then a warning counts them.
+
+    Args:
+        comparing: Where what it took is counted; of the same `bits`.
+    """
+    comparing = comparing or Comparing(bits)
     found = np.ones(len(hashes), bool)
     # Equal ones first: they would be in the same block however many there are.
-    distinct, first = np.unique(hashes, return_index=True)
-    found[first] = False
-    if not bits or len(distinct) < 2:
-        return found
-    for mask in _masks(bits, len(distinct)):
-        key = distinct & mask
-        order = np.argsort(key)
-        key, sorted_hashes, places = key[order], distinct[order], first[order]
-        at = np.flatnonzero(key[1:] == key[:-1])
-        distance = 1
-        while len(at):
-            near = at[_are_near(sorted_hashes[at], sorted_hashes[at + distance], bits)]
-            found[np.maximum(places[near], places[near + distance])] = True
-            distance += 1
-            at = at[at + distance < len(key)]
-            at = at[key[at + distance] == key[at]]
+    first = np.unique(hashes, return_index=True)[1]
+    first.sort()
+    found[first] = comparing.later(hashes[first])
+    _warn(comparing)
     return found
 
 
@@ -41,47 +39,58 @@ class NearIndex:
     """A set of hashes that others are compared with."""
 
     def __init__(self, hashes: UInt64[np.ndarray, " n"], bits: int) -> None:
-        distinct = np.unique(hashes)
-        self._bits = bits
+        self._distinct, self._bits, self._has_warned = np.unique(hashes), bits, False
         self._tables: list[
             tuple[np.uint64, UInt64[np.ndarray, " n"], UInt64[np.ndarray, " n"]]
         ] = []
-        for mask in _masks(bits, len(distinct)) if len(distinct) else []:
-            order = np.argsort(distinct & mask)
-            self._tables.append((mask, (distinct & mask)[order], distinct[order]))
+        self._crowded: list[UInt64[np.ndarray, " c"]] = []
+        number = len(self._distinct)
+        for mask in masks(bits, number, ALL_BITS) if number else []:
+            order = np.argsort(self._distinct & mask)
+            keys = (self._distinct & mask)[order]
+            found, counts = np.unique(keys, return_counts=True)
+            crowded = found[counts > BUCKET]
+            alone = np.repeat(counts <= BUCKET, counts)
+            self._crowded.append(crowded)
+            self._tables.append((mask, keys[alone], self._distinct[order[alone]]))
 
-    def near(self, hashes: UInt64[np.ndarray, " q"]) -> Bool[np.ndarray, " q"]:
+    def near(
+        self, hashes: UInt64[np.ndarray, " q"], comparing: Comparing | None = None
+    ) -> Bool[np.ndarray, " q"]:
         """Those that differ in at most the set's bits from one of the set."""
-        found = np.zeros(len(hashes), bool)
-        for mask, keys, members in self._tables:
+        comparing = comparing or Comparing(self._bits)
+        found, crowded = np.zeros(len(hashes), bool), np.zeros(len(hashes), bool)
+        for (mask, keys, members), crowds in zip(self._tables, self._crowded, strict=True):
             wanted = hashes & mask
+            if len(crowds):
+                crowded |= np.isin(wanted, crowds)
             at: Int64[np.ndarray, " q"] = np.searchsorted(keys, wanted)
-            open_ = np.arange(len(hashes))
+            open_ = np.flatnonzero(~found)
             while len(open_):
                 inside = at[open_] < len(keys)
                 open_ = open_[inside]
                 open_ = open_[keys[at[open_]] == wanted[open_]]
-                found[open_] |= _are_near(members[at[open_]], hashes[open_], self._bits)
+                near = are_near(members[at[open_]], hashes[open_], self._bits)
+                comparing.made += len(open_)
+                found[open_[near]] = True
+                open_ = open_[~near]
                 at[open_] += 1
+        left = np.flatnonzero(crowded & ~found)
+        if len(left):
+            found[left] = comparing.near_any(self._distinct, hashes[left])
+            if not self._has_warned:
+                self._has_warned = _warn(comparing)
         return found
 
 
-def _are_near(
-    a: UInt64[np.ndarray, " n"], b: UInt64[np.ndarray, " n"], bits: int
-) -> Bool[np.ndarray, " n"]:
-    return np.bitwise_count(a ^ b) <= bits
-
-
-def _masks(bits: int, number: int) -> list[np.uint64]:
-    """Bits that near hashes have in common in at least one case each, as cheap as can be for so many hashes."""
-
-    def cost(shared: int) -> float:
-        same = number / 2.0 ** (64 * shared / (bits + shared))
-        return math.comb(bits + shared, shared) * (math.log2(number + 1) + same)
-
-    shared = min(range(1, _MOST_SHARED + 1), key=cost)
-    edges = [64 * i // (bits + shared) for i in range(bits + shared + 1)]
-    blocks = [
-        sum(1 << bit for bit in range(start, end)) for start, end in itertools.pairwise(edges)
-    ]
-    return [np.uint64(sum(chosen)) for chosen in itertools.combinations(blocks, shared)]
+def _warn(comparing: Comparing) -> bool:
+    if comparing.not_with_all:
+        _log.warning(
+            "%d of %d perceptual hashes look like so many others that they were compared with %d of these "
+            "at a time only: some of their near duplicates may have stayed; lower near_bits, or filter what "
+            "looks alike",
+            comparing.not_with_all,
+            comparing.asked,
+            BUCKET,
+        )
+    return bool(comparing.not_with_all)
