@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transfusion.artifacts.artifact import find_artifact, open_artifact
+from transfusion.artifacts.artifact import Artifact, find_artifact, open_artifact
 from transfusion.artifacts.canonical import canonical_json, fingerprint
 from transfusion.artifacts.manifest import Content, FileEntry, Manifest, Outcomes, manifest_path
 from transfusion.artifacts.pool import ShardPool, shard_key
@@ -134,6 +134,61 @@ def test_a_table_digest_is_of_rows_not_of_chunks() -> None:
     assert table_digest(table) == table_digest(chunked)
     assert table_digest(table) != table_digest(table.slice(0, 99))
     assert table_digest(table) != table_digest(table.rename_columns(["key", "other"]))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.string()])
+def test_a_column_beyond_32_bit_offsets_is_stored_and_has_one_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: pa.DataType
+) -> None:
+    """The bound is lowered from 2 GiB to what this column holds."""
+    values = [bytes([65 + i % 26]) * i for i in range(100)]
+    table = pa.table({"n": range(100), "data": pa.array(values).cast(kind)})
+    chunked = pa.concat_tables([table.slice(i, 1) for i in range(100)])
+    narrow = table_digest(table)
+    size_bytes = sum(map(len, values))
+    monkeypatch.setattr("transfusion.artifacts.tables._MOST_NARROW_BYTES", size_bytes + 1)
+    # A column's own size counts offsets of each chunk; the digest goes by the values.
+    assert chunked["data"].nbytes > size_bytes + 1
+    assert table_digest(table) == table_digest(chunked) == narrow
+    monkeypatch.setattr("transfusion.artifacts.tables._MOST_NARROW_BYTES", size_bytes)
+    assert table_digest(table) == table_digest(chunked) != narrow
+    assert table_digest(table) != table_digest(table.slice(1))
+    store = open_store(str(tmp_path))
+    entry = store_table(store, "made/pool/data", "rows", chunked, raw_columns=["data"])
+    back = load_table(store, entry)
+    assert back.equals(table)
+    assert table_digest(back) == entry.digest
+
+
+def test_a_copy_that_was_altered_is_fetched_anew_and_linked_into_its_folder_again(
+    s3_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in s3_environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("TRANSFUSION_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source"
+    (source / "deep").mkdir(parents=True)
+    (source / "a.txt").write_text("alpha")
+    (source / "deep" / "b.bin").write_bytes(bytes(1000))
+    store = open_store("s3://bucket/linked")
+    content = Content(kind="model", files=publish_folder(store, "made/0", source))
+    manifest = Manifest(
+        stage="s", uses="made", version=1, fingerprint="f" * 64, payload={}, config={}, inputs={},
+        content=content, digest=content.digest(),
+    )  # fmt: skip
+    artifact = Artifact(store, manifest)
+    folder = artifact.folder()
+    place = folder / "deep" / "b.bin"
+    untouched = (folder / "a.txt").stat()
+    # The link and the copy are one file, so what befalls one befalls both.
+    assert place.stat().st_nlink == 2
+    place.write_bytes(bytes(999) + b"x")
+    assert artifact.folder() == folder
+    assert place.read_bytes() == bytes(1000)
+    assert place.samefile(artifact.local("deep/b.bin"))
+    again = (folder / "a.txt").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (untouched.st_ino, untouched.st_mtime_ns)
+    assert not list(folder.rglob(".tmp-*"))
 
 
 def test_a_shard_committed_twice_is_one_shard(tmp_path: Path) -> None:

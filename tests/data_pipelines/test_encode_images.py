@@ -10,6 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from data_pipelines.encode_images.config import EncodeImagesConfig
+from data_pipelines.encode_images.decoding import decoding
 from data_pipelines.encode_images.shard import EncodeShard
 from data_pipelines.perceptual_hash import perceptual_hash
 from data_pipelines.shards import in_process, on_ray
@@ -240,6 +242,17 @@ def test_decoding_in_an_actor_of_its_own_comes_to_the_same_bytes(
     files = [{f.name: f.sha256 for f in a.manifest.content.files} for a in (here, there)]
     assert files[0] == files[1]
     assert there.manifest.timings["encoder busy share"] > 0
+
+
+@pytest.mark.ray
+def test_an_actor_that_decodes_and_finds_no_place_is_told_of_in_time(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_pipelines.encode_images.decoding.PLACED_WITHIN_S", 1.0)
+    config = EncodeImagesConfig(image_size_px=32)
+    resources = PoolResources(decoding="split", decode_cpus=500)
+    with pytest.raises(ArtifactError, match="no node has 500 CPUs for an actor that decodes"):
+        decoding(shapes(tmp_path), config, resources)
 
 
 def test_what_decoders_lost_or_guessed_is_counted_in_the_manifest(tmp_path: Path) -> None:

@@ -7,15 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import data_pipelines.decoders as of_decoders
 import data_pipelines.encode_images.decoding as decoding
 from data_pipelines.decode import Reject
-from data_pipelines.decoders import Decoders
+from data_pipelines.decoders import DecoderLostError, Decoders, running_decoders
 from data_pipelines.documents import Document
 from data_pipelines.documents import Image as ImageSegment
 from data_pipelines.images import LoadedImage, load_images
@@ -98,6 +100,29 @@ def test_what_is_no_fault_of_the_image_is_no_reject(decoders: Decoders) -> None:
     with pytest.raises(RuntimeError, match="killed from outside"):
         decoders.prepare(HOSTILE, [marked(png(1), "killed")])
     assert not decoders.usable
+
+
+def test_decoders_that_lost_a_child_are_retired_and_still_serve_whoever_is_at_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(of_decoders, "_running", {})
+    retired: list[Decoders] = []
+    monkeypatch.setattr(of_decoders, "_retired", retired)
+    first = running_decoders(2)
+    assert running_decoders(2) is first
+    with ThreadPoolExecutor(1) as threads:
+        slow = [marked(png(number), "slow") for number in range(8)]
+        waiting = threads.submit(first.prepare, HOSTILE, slow)
+        with pytest.raises(DecoderLostError, match="killed from outside"):
+            first.prepare(HOSTILE, [marked(png(1), "killed")])
+        second = running_decoders(2)
+        assert second is not first
+        assert retired == [first]
+        assert [image.pixels[0, 0, 0] for image in waiting.result()] == list(range(8))
+    assert [image.pixels[0, 0, 0] for image in second.prepare(HOSTILE, [png(5)])] == [5]
+    assert running_decoders(2) is second
+    of_decoders._close_all()
+    assert all(running._process.poll() is not None for running in (first, second))
 
 
 def test_every_image_around_the_hostile_ones_comes_out_in_its_place(decoders: Decoders) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transfusion.artifacts.artifact import verified
@@ -40,9 +41,12 @@ def table_digest(table: pa.Table) -> str:
 
 def _wide(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column that one array can hold: 32-bit offsets end at 2 GiB."""
-    if column.nbytes >= _MOST_NARROW_BYTES and pa.types.is_binary(column.type):
-        return column.cast(pa.large_binary())
-    return column
+    wide = {pa.binary(): pa.large_binary(), pa.string(): pa.large_string()}.get(column.type)
+    if wide is None or column.nbytes < _MOST_NARROW_BYTES:
+        return column
+    # The values' own bytes: those of the offsets depend on the chunks, and the digest must not.
+    size_bytes = pc.sum(pc.cast(pc.binary_length(column), pa.int64())).as_py() or 0
+    return column.cast(wide) if size_bytes >= _MOST_NARROW_BYTES else column
 
 
 _MOST_NARROW_BYTES = 2**31 - 2**24
