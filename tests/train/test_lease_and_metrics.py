@@ -81,23 +81,23 @@ def test_a_failing_tracker_is_told_once_and_the_rows_stay(caplog):
     metrics = Metrics(tracker=broken)
     for step in (1, 2):
         metrics.add("train", step=step, values={"loss": 1.0})
-    assert [row["step"] for row in metrics.rows] == [1, 2]
+    assert [row["step"] for row in metrics.unsaved] == [1, 2]
     assert caplog.text.count("tracking stopped: ConnectionError: no route") == 1
 
 
-def test_rows_before_a_checkpoint_are_not_saved_twice():
+def test_rows_are_saved_once_and_then_not_held():
     metrics = Metrics()
-    metrics.restore([{"step": 1, "kind": "train", "values": {}, "timing": {}}])
     metrics.add("train", step=2, values={"loss": 0.5})
     assert [json.loads(line)["step"] for line in metrics.take_unsaved().splitlines()] == [2]
     assert metrics.take_unsaved() == b""
+    assert metrics.unsaved == []
 
 
 def test_the_digest_is_over_values_and_not_over_durations():
     def rows(seconds, loss):
         metrics = Metrics()
         metrics.add("train", step=1, values={"loss": loss}, timing={"step_s": seconds})
-        return metrics.rows
+        return metrics.unsaved
 
     assert values_digest(rows(1.0, 0.5)) == values_digest(rows(2.0, 0.5))
     assert values_digest(rows(1.0, 0.5)) != values_digest(rows(1.0, 0.25))

@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import signal
 
 import pytest
 
@@ -15,13 +16,13 @@ from transfusion.train.worker import train_on_ray
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def fit(folder, marker):
+def fit(folder, marker, number=signal.SIGKILL):
     context = StageContext(
         name="train", uses="run", version=1, fingerprint="f" * 64, store=open_store(str(folder)),
         resources=Resources(), scratch=folder, log=logging.getLogger("transfusion.test"),
         progress=lambda **told: Progress(logging.getLogger("transfusion.test"), every_s=0.0, **told),
     )  # fmt: skip
-    values = {**config().resolved(), "case": {"marker": marker}}
+    values = {**config().resolved(), "case": {"marker": marker, "signal": int(number)}}
     return train_on_ray("tests.train.worlds:build", values, {}, context, steps=config().steps)
 
 
@@ -50,3 +51,16 @@ def test_a_loss_that_is_no_number_reaches_the_user_as_words_and_is_not_tried_aga
     with pytest.raises(ArtifactError, match=r"step 3: loss nan.*lane 0: document-3-0-0"):
         fit(tmp_path, marker="")
     assert "resumed" not in caplog.text
+
+
+def test_a_worker_that_is_to_go_saves_first_and_the_same_command_goes_on(
+    ray_cluster, tmp_path, caplog
+):
+    marker = str(tmp_path / "marker")
+    with pytest.raises(ArtifactError, match=r"stopped after step [345] of 6; the checkpoint of it"):
+        fit(tmp_path, marker=marker, number=signal.SIGTERM)
+    (newest,) = sorted((tmp_path / "run").rglob("step-00000[345].json"))[-1:]
+    with caplog.at_level(logging.INFO, "transfusion"):
+        made = fit(tmp_path, marker=marker)
+    assert f"resumed after step {int(newest.stem[5:])} of 6" in caplog.text
+    assert made.metrics["train.loss"] > 0

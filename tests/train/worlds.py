@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import tempfile
 from collections.abc import Callable, Collection
 from datetime import timedelta
@@ -188,22 +187,25 @@ def stop_after_four_steps(folder: Path) -> None:
     train(folder, stop_after=4 if dist.get_rank() == 0 else None)
 
 
-class DyingSource(MadeUpSource):
-    """Kills its own process, once, as the kernel does when memory runs out."""
+class SignalledSource(MadeUpSource):
+    """Sends its own process a signal, once: SIGKILL, as the kernel does when memory runs out, or SIGTERM."""
 
-    def __init__(self, marker: Path) -> None:
+    def __init__(self, marker: Path, number: int) -> None:
         super().__init__()
         self._marker = marker
+        self._number = number
 
     def micro_batch(self, step: int, lane: int) -> PackedBatch:
         if (step, lane) == (4, 1) and not self._marker.exists():
             self._marker.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), self._number)
         return super().micro_batch(step, lane)
 
 
 def build(values: dict[str, Any], inputs: dict[str, Any], device: torch.device) -> Any:
     """What a Ray Train worker calls; `case` stands beside the config."""
     case = values.pop("case")
-    source = DyingSource(Path(case["marker"])) if case["marker"] else MadeUpSource(spoilt=[(3, 0)])
+    source = MadeUpSource(spoilt=[(3, 0)])
+    if case["marker"]:
+        source = SignalledSource(Path(case["marker"]), case["signal"])
     return make_trainee(TrainConfig.model_validate_json(json.dumps(values)), source)

@@ -162,9 +162,9 @@ class Checkpoints:
         if dist.get_rank() == 0:
             self._store.delete(self._note)
 
-    def rows(self, record: CheckpointRecord) -> bytes:
-        """The lines of metrics up to a checkpoint."""
-        return b"".join(self._store.read(file.path) for file in record.metrics)
+    def rows(self, metrics: Sequence[StoredFile]) -> bytes:
+        """The lines of metrics in these files."""
+        return b"".join(self._store.read(file.path) for file in metrics)
 
     def steps(self) -> list[int]:
         """Steps that have a record, whole or not, ascending."""

@@ -163,7 +163,8 @@ class _Run:
                     f"{self._config.steps}; the checkpoint of it is written: the same command goes on from there"
                 )
         saver.wait()
-        return Finished(rows=self._metrics.rows, averaged=self._state.averaged, started_at=start)
+        lines = self._checkpoints.rows(saver.stored) if self._first else b""
+        return Finished(rows=parse_rows(lines), averaged=self._state.averaged, started_at=start)
 
     def close(self) -> None:
         """Ends what runs in the background."""
@@ -177,7 +178,6 @@ class _Run:
             self._state.load(self._checkpoints, record)
             self._skips.steps = list(record.skipped)
             if self._first:
-                self._metrics.restore(parse_rows(self._checkpoints.rows(record)))
                 log.info("resumed after step %d of %d", record.step, self._config.steps)
         self._saver = Saver(
             self._checkpoints,

@@ -22,17 +22,11 @@ Tracker = Callable[[Row], None]
 
 
 class Metrics:
-    """Rows of this run: those before the last checkpoint are stored with it, the rest are held here."""
+    """Rows since the last checkpoint; those before are stored with it, not held: a run may have many."""
 
     def __init__(self, *, tracker: Tracker | None = None) -> None:
-        self.rows: list[Row] = []
-        self._first_unsaved = 0
+        self.unsaved: list[Row] = []
         self._tracker = tracker
-
-    def restore(self, rows: list[Row]) -> None:
-        """Starts from the rows of a checkpoint."""
-        self.rows = list(rows)
-        self._first_unsaved = len(self.rows)
 
     def add(
         self,
@@ -49,7 +43,7 @@ class Metrics:
             "values": dict(values),
             "timing": {name: round(value, 6) for name, value in (timing or {}).items()},
         }
-        self.rows.append(row)
+        self.unsaved.append(row)
         if self._tracker is not None:
             try:
                 self._tracker(row)
@@ -60,8 +54,8 @@ class Metrics:
 
     def take_unsaved(self) -> bytes:
         """Lines since the last call, for the checkpoint that is being written."""
-        lines = as_lines(self.rows[self._first_unsaved :])
-        self._first_unsaved = len(self.rows)
+        lines = as_lines(self.unsaved)
+        self.unsaved = []
         return lines
 
 

@@ -33,7 +33,8 @@ class Saver:
     ) -> None:
         self._checkpoints = checkpoints
         self._attempt = attempt
-        self._stored = list(earlier)
+        self.stored = list(earlier)
+        """Files of metrics up to the last save that is over."""
         self._thread: ThreadPoolExecutor | None = None
         self._pending: Future[list[StoredFile]] | None = None
         if resources.checkpoint_async:
@@ -71,12 +72,12 @@ class Saver:
             "step": step,
             "attempt": self._attempt,
             "rows": rows,
-            "earlier": self._stored,
+            "earlier": self.stored,
             "skipped": list(skipped),
             "rewinds": rewinds,
         }
         if self._thread is None:
-            self._stored = self._checkpoints.save(dict(state), **about)
+            self.stored = self._checkpoints.save(dict(state), **about)
             return
         copy = self._stager.stage(dict(state))
         assert isinstance(copy, dict)
@@ -93,7 +94,7 @@ class Saver:
         """Waits for the save that is under way, if there is one, and raises what it failed with."""
         pending, self._pending = self._pending, None
         if pending is not None:
-            self._stored = pending.result()
+            self.stored = pending.result()
 
     def close(self) -> None:
         """Ends the thread after the save that is under way; what that fails with is told, not raised."""
