@@ -4,13 +4,34 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from data_pipelines.mix.conditions import Filter
 from transfusion.config import JSON, Config, Location, suggestion
 from transfusion.errors import ArtifactError
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.storage.store import sha256_file
+
+
+class ConditionDrop(Config):
+    """How often an image that has conditions loses sight of what stands before it, for guidance by each of them.
+
+    Defaults: InstructPix2Pix (Brooks et al. 2022, arXiv:2211.09800), section 3.2.1.
+    """
+
+    instruction: float = Field(default=0.05, ge=0, le=1)
+    """It sees the images alone."""
+
+    image: float = Field(default=0.05, ge=0, le=1)
+    """It sees the instruction alone, which does not see the images either."""
+
+    both: float = Field(default=0.05, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _at_most_always(self) -> "ConditionDrop":
+        if (total := self.instruction + self.image + self.both) > 1:
+            raise ValueError(f"instruction, image and both must add up to at most 1, got {total:g}")
+        return self
 
 
 class MixSource(Config):
@@ -37,6 +58,10 @@ class MixSource(Config):
 
     max_epochs: float | None = Field(default=None, gt=0)
     """When it is exhausted, unless it repeats; 1 where neither this nor `max_tokens` is given."""
+
+    conditions: Literal["none", "earlier_images"] = "none"
+    """earlier_images: all images but the last of a document are given clean and have no loss, as in edits, where
+    the first image and the instruction are what the last is made from. They count as patches all the same."""
 
     max_tokens: int | None = Field(default=None, ge=1)
     """The same in positions: text tokens, patches and special tokens."""
@@ -86,6 +111,9 @@ class MixConfig(Config):
 
     caption_drop: float = Field(default=0.1, ge=0, le=1)
     """How often an image does not see what stands before it, for guidance."""
+
+    condition_drop: ConditionDrop = ConditionDrop()
+    """The same for images of sources that have conditions, instead of `caption_drop`."""
 
     held_out_fraction: float = Field(default=0.02, ge=0, le=0.5)
     """Documents kept for validation, chosen by content."""
@@ -175,6 +203,10 @@ def check(config: MixConfig, roles: Mapping[str, str]) -> list[str]:
     ]
     for name, source in config.sources.items():
         limits = [key for key in ("max_epochs", "max_tokens") if getattr(source, key) is not None]
+        if source.conditions != "none" and source.latents is None:
+            faults.append(
+                f".sources.{name}.conditions: a source without latents has no images; name its latents"
+            )
         if limits and source.when_exhausted == "repeat":
             faults.append(
                 f".sources.{name}.{limits[0]}: a source that repeats has no end; "

@@ -91,6 +91,7 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
         num_pieces=num_pieces,
         layout=config.layout.resolved(),
         caption_drop=config.caption_drop,
+        condition_drop=config.condition_drop.resolved(),
         seed=config.seed,
         validation_micro_batches=config.validation_micro_batches if validation else 0,
         sources=_described(config, sources),
@@ -152,6 +153,7 @@ def _described(
             first_shard=first_shard,
             weight=source.weight / total,
             held_out_fraction=config.held_out_fraction if own is None else own,
+            conditions=source.conditions,
         )
         first_shard += sources[name].num_shards
     return found

@@ -40,7 +40,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 
 def digest(batch: PackedBatch) -> str:
-    parts = [getattr(batch, field.name).numpy().tobytes() for field in fields(batch)]
+    values = [getattr(batch, field.name) for field in fields(batch)]
+    parts = [value.numpy().tobytes() for value in values if value is not None]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 

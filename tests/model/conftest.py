@@ -50,7 +50,7 @@ def _image(rng: np.random.Generator, *, drop_caption: bool = False) -> ImageSpan
         latent=latent,
         noise=noise,
         timestep=int(rng.integers(1000)),
-        drop_caption=drop_caption,
+        sees="nothing" if drop_caption else "all",
     )
     return ImageSpan(2, 2, given)
 

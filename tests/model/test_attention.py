@@ -10,12 +10,14 @@ from transfusion.model import attention, blockwise
 from transfusion.model.attention import BACKENDS, BackendName, plan_attention
 
 
-def dense(q, k, v, lo, hi):
-    """Softmax over all keys with everything outside the range at minus infinity."""
+def dense(q, k, v, lo, hi, lo2=None, hi2=None):
+    """Softmax over all keys with everything outside the ranges at minus infinity."""
     share = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
     keys = torch.arange(k.shape[2])
     visible = (keys >= lo[..., None]) & (keys < hi[..., None])
+    if lo2 is not None:
+        visible |= (keys >= lo2[..., None]) & (keys < hi2[..., None])
     scores = torch.einsum("bhqe,bhke->bhqk", q, k) * q.shape[-1] ** -0.5
     return torch.softmax(scores.masked_fill(~visible[:, None], -torch.inf), -1) @ v
 
@@ -35,6 +37,15 @@ def inputs(*, positions=40, heads=4, kv_heads=2, seed=0):
     return q, k, v, lo, hi
 
 
+def second_ranges(lo, *, seed=2):
+    """Before the first range, or none: a half each."""
+    generator = torch.Generator().manual_seed(seed)
+    low = (torch.rand(lo.shape, generator=generator) * (lo + 1)).long()
+    high = low + (torch.rand(lo.shape, generator=generator) * (lo - low + 1)).long()
+    none = torch.rand(lo.shape, generator=generator) < 0.5
+    return torch.where(none, lo, low), torch.where(none, lo, high)
+
+
 def test_every_choice_has_its_row():
     assert set(get_args(BackendName)) == set(BACKENDS)
 
@@ -42,13 +53,15 @@ def test_every_choice_has_its_row():
 @pytest.mark.parametrize("query_block", [1, 7, 16, 40, 64])
 @pytest.mark.parametrize("max_explicit_keys", [512, 0], ids=["explicit", "fused"])
 @pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("ranges", [1, 2])
 def test_blocks_agree_with_dense_attention_and_its_gradients(
-    query_block, max_explicit_keys, kv_heads, monkeypatch
+    query_block, max_explicit_keys, kv_heads, ranges, monkeypatch
 ):
     monkeypatch.setattr(blockwise, "MAX_EXPLICIT_KEYS", max_explicit_keys)
     q, k, v, lo, hi = inputs(kv_heads=kv_heads)
-    attend = plan_attention(lo, hi, query_block=query_block, backend="blocks")
-    ours, reference = attend(q, k, v), dense(q, k, v, lo, hi)
+    lo2, hi2 = second_ranges(lo) if ranges == 2 else (None, None)
+    attend = plan_attention(lo, hi, query_block=query_block, backend="blocks", lo2=lo2, hi2=hi2)
+    ours, reference = attend(q, k, v), dense(q, k, v, lo, hi, lo2, hi2)
     torch.testing.assert_close(ours, reference, rtol=1e-4, atol=1e-5)
     weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1))
     for got, expected in zip(
@@ -74,24 +87,37 @@ def test_a_block_reads_only_the_slice_of_keys_that_its_queries_see():
     assert [block.visible.numel() for block in blocks] == [32 * 32] * 8
 
 
-def test_flex_agrees_with_dense_attention(monkeypatch):
+def test_second_ranges_that_are_empty_change_no_bit_and_no_slice():
+    q, k, v, lo, hi = (x.detach() for x in inputs())
+    one = plan_attention(lo, hi, query_block=7)
+    two = plan_attention(lo, hi, query_block=7, lo2=lo, hi2=lo)
+    assert torch.equal(one(q, k, v), two(q, k, v))
+    assert [b.visible.shape for b in one.blocks] == [b.visible.shape for b in two.blocks]
+
+
+@pytest.mark.parametrize("ranges", [1, 2])
+def test_flex_agrees_with_dense_attention(monkeypatch, ranges):
     # Uncompiled: the same mask and call without half a minute of compilation. The backward is CUDA's.
     monkeypatch.setattr(
         attention, "_compiled_flex", lambda: (flex.create_block_mask, flex.flex_attention)
     )
     q, k, v, lo, hi = (x.detach() for x in inputs(positions=64))
-    attend = plan_attention(lo, hi, query_block=1, backend="flex")
-    torch.testing.assert_close(attend(q, k, v), dense(q, k, v, lo, hi), rtol=1e-4, atol=1e-5)
+    lo2, hi2 = second_ranges(lo) if ranges == 2 else (None, None)
+    attend = plan_attention(lo, hi, query_block=1, backend="flex", lo2=lo2, hi2=hi2)
+    reference = dense(q, k, v, lo, hi, lo2, hi2)
+    torch.testing.assert_close(attend(q, k, v), reference, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compiled_flex_agrees_with_dense_attention_and_its_gradients():
-    cpu = inputs(positions=256)
-    q, k, v, lo, hi = cpu
+@pytest.mark.parametrize("ranges", [1, 2])
+def test_compiled_flex_agrees_with_dense_attention_and_its_gradients(ranges):
+    q, k, v, lo, hi = inputs(positions=256)
+    second = second_ranges(lo) if ranges == 2 else ()
     given = [x.detach().cuda().requires_grad_() for x in (q, k, v)]
-    ours = plan_attention(lo.cuda(), hi.cuda(), query_block=1)(*given)
-    reference = dense(*cpu)
+    there = dict(zip(("lo2", "hi2"), (x.cuda() for x in second), strict=False))
+    ours = plan_attention(lo.cuda(), hi.cuda(), query_block=1, **there)(*given)
+    reference = dense(q, k, v, lo, hi, *second)
     torch.testing.assert_close(ours.cpu(), reference, rtol=1e-3, atol=1e-4)
     for got, expected in zip(
         torch.autograd.grad(ours.square().sum(), given),

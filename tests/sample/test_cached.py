@@ -35,7 +35,7 @@ def image(latent: torch.Tensor, *, timestep: int = 0, drop: bool = False) -> Ima
         latent=latent.numpy(),
         noise=np.zeros(LATENT, np.float32),
         timestep=timestep,
-        drop_caption=drop,
+        sees="nothing" if drop else "all",
     )
     return ImageSpan(2, 2, given)
 

@@ -27,9 +27,9 @@ def _label(documents):
                 labels += [(d, None, False, False)] * segment[1]
             else:
                 _, patches, dropped = segment
-                places.append(
-                    ImagePlace(boi=len(labels), num_patches=patches, drop_caption=dropped)
-                )
+                boi = len(labels)
+                keeps = (boi, boi) if dropped else None
+                places.append(ImagePlace(boi=boi, num_patches=patches, keeps=keeps))
                 labels.append((d, image_id, True, dropped))
                 labels += [(d, image_id, False, dropped)] * patches
                 labels.append((d, None, False, False))  # EOI
@@ -62,6 +62,7 @@ def test_a_query_sees_exactly_what_the_rules_allow(sequence):
     for q in range(n):
         seen = [ranges.lo[q] <= k < ranges.hi[q] for k in range(n)]
         assert seen == [_may_see(labels, q, k, attention) for k in range(n)], q
+    assert (ranges.lo2 == ranges.hi2).all()
 
 
 def test_the_drawing_in_the_module_is_right():
@@ -76,8 +77,39 @@ def test_the_drawing_in_the_module_is_right():
 def test_a_dropped_caption_leaves_the_image_with_boi_and_its_patches():
     ranges = key_ranges(
         document_lengths=[7],
-        images=[ImagePlace(boi=2, num_patches=2, drop_caption=True)],
+        images=[ImagePlace(boi=2, num_patches=2, keeps=(2, 2))],
         sequence_length=7,
     )
     np.testing.assert_array_equal(ranges.lo, [0, 0, 2, 2, 2, 0, 0])
     np.testing.assert_array_equal(ranges.hi, [1, 2, 3, 5, 5, 6, 7])
+
+
+def seen(ranges):
+    """The keys of each query as ones and dots, like the drawings in the module."""
+    return [
+        "".join("1" if low <= k < high or low2 <= k < high2 else "." for k in range(len(ranges.lo)))
+        for low, high, low2, high2 in zip(ranges.lo, ranges.hi, ranges.lo2, ranges.hi2, strict=True)
+    ]
+
+
+def test_an_edit_that_lost_its_instruction_sees_the_image_in_a_range_of_its_own():
+    target = ImagePlace(boi=5, num_patches=1, keeps=(0, 4))
+    ranges = key_ranges(
+        document_lengths=[7],
+        images=[ImagePlace(boi=1, num_patches=1), target],
+        sequence_length=7,
+    )
+    assert seen(ranges) == [
+        "1......", "11.....", "111....", "1111...", "11111..", "1111.1.", "1111.11",
+    ]  # fmt: skip
+
+
+def test_an_edit_that_lost_its_image_sees_an_instruction_that_did_not_see_it_either():
+    target = ImagePlace(boi=5, num_patches=1, keeps=(4, 5))
+    ranges = key_ranges(
+        document_lengths=[7],
+        images=[ImagePlace(boi=1, num_patches=1), target],
+        sequence_length=7,
+    )
+    assert seen(ranges)[4:] == ["....1..", "....11.", "....111"]
+    assert (ranges.lo2 == ranges.hi2).all()

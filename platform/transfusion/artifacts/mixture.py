@@ -6,7 +6,7 @@ may be evaluated on, a row a document; `rejects`: what fits no sequence.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -52,6 +52,8 @@ class MixtureSource(_Record):
     weight: float
     """Share of the positions that it was to have."""
     held_out_fraction: float
+    conditions: Literal["none", "earlier_images"] = "none"
+    """Of its images: all but the last of a document are given as they are, and only that one is drawn."""
 
 
 class MixturePhase(_Record):
@@ -94,6 +96,8 @@ class Mixture(_Record):
     layout: dict[str, Any]
     """A `SequenceLayout`, resolved."""
     caption_drop: float
+    condition_drop: dict[str, float] = {}
+    """How often an image that has conditions does not see the `instruction`, the `image`, or `both`."""
     seed: int
     validation_micro_batches: int
     sources: dict[str, MixtureSource]

@@ -6,7 +6,8 @@ Axes: m = images, t = timesteps.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from transfusion.diffusion.config import NoiseConfig, ObjectiveConfig, TargetName
@@ -53,10 +54,18 @@ class Noising(NamedTuple):
         latents: Float[Tensor, "m c h w"],
         noise: Float[Tensor, "m c h w"],
         timesteps: Int[Tensor, " m"],
+        clean: Bool[Tensor, " m"] | None = None,
     ) -> Noised:
-        """Noises each image at its own timestep."""
+        """Noises each image at its own timestep.
+
+        Args:
+            clean: Images that are left as they are, to the bit: even the first timestep adds some noise.
+        """
+        noisy = add_noise(latents, noise, timesteps, self.path)
+        if clean is not None:
+            noisy = torch.where(rearrange(clean, "m -> m 1 1 1"), latents.float(), noisy)
         return Noised(
-            latents=add_noise(latents, noise, timesteps, self.path),
+            latents=noisy,
             target=target_of(self.target, latents, noise, timesteps, self.path),
             weight=None if self.weights is None else self.weights[timesteps],
         )

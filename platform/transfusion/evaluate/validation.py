@@ -27,7 +27,9 @@ def validation_losses(package: Package, mixture: Artifact) -> dict[str, float]:
     lm = lm_count = diffusion = of_noise = images = 0.0
     for index in range(reader.num_validation):
         batch = reader.validation(index).to(package.device)
-        noised = noising.apply(batch.latents, batch.noise, batch.timesteps)
+        noised = noising.apply(
+            batch.latents, batch.noise, batch.timesteps, clean=batch.clean
+        )
         output = package.model(batch, noised.latents)
         sums = loss_sums(output, batch, noised)
         lm, lm_count = lm + float(sums.lm_sum), lm_count + float(sums.lm_count)

@@ -19,7 +19,7 @@ from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.errors import ArtifactError
 from transfusion.ingest.ahead import Ahead
 from transfusion.ingest.cache import Cache
-from transfusion.ingest.images import Scaling, WantedImage, draw_images
+from transfusion.ingest.images import Drops, Scaling, WantedImage, draw_images
 from transfusion.ingest.pieces import cut
 from transfusion.ingest.plan import Piece, PlanReader
 from transfusion.ingest.shards import SourceReader
@@ -66,7 +66,7 @@ class MixtureReader:
         """
         self.mixture = read_mixture(mixture)
         self.layout = _layout(self.mixture.layout)
-        self.special = SpecialIds.after(self.mixture.num_pieces)
+        self.special = SpecialIds.after(self.mixture.num_pieces, num_codes=self.mixture.num_codes)
         self.latent_shape = (
             self.mixture.latent_channels,
             self.mixture.latent_height,
@@ -81,6 +81,8 @@ class MixtureReader:
         self._sources: list[SourceReader] = []
         self._first_shards: list[int] = []
         self._scaling: list[Scaling] = []
+        self._has_conditions: list[bool] = []
+        self._drops = Drops(self.mixture.caption_drop, **self.mixture.condition_drop)
         for name, source in self.mixture.sources.items():
             latents = mixture.input(source.latents) if source.latents else None
             self._sources.append(
@@ -94,6 +96,7 @@ class MixtureReader:
             )
             self._first_shards.append(source.first_shard)
             self._scaling.append(_scaling(latents, self.latent_shape))
+            self._has_conditions.append(source.conditions == "earlier_images")
         self._ahead = Ahead(
             self._make,
             steps=self.steps,
@@ -142,7 +145,7 @@ class MixtureReader:
 
     def validation(self, index: int) -> PackedBatch:
         """A batch of held-out documents: the same draws in every run, and no caption is dropped."""
-        return self._batch(self.plan.validation(index), seed=self.mixture.seed, drop=0.0)
+        return self._batch(self.plan.validation(index), seed=self.mixture.seed, drops=Drops())
 
     def document_ids(self, step: int, lane: int) -> list[str]:
         """The documents of a batch as source/key, for naming it."""
@@ -158,7 +161,7 @@ class MixtureReader:
         if self.cache.loads > _ENOUGH_LOADS and self.cache.reloads > self.cache.loads // 2:
             self._warn_of_reloads()
         sequences = self.plan.sequences(step, lane)
-        return self._batch(sequences, seed=self._seed, drop=self.mixture.caption_drop)
+        return self._batch(sequences, seed=self._seed, drops=self._drops)
 
     def _warn_of_reloads(self) -> None:
         if not self._warned:
@@ -171,7 +174,7 @@ class MixtureReader:
             )
 
     def _batch(
-        self, sequences: Sequence[Sequence[Piece]], *, seed: int, drop: float
+        self, sequences: Sequence[Sequence[Piece]], *, seed: int, drops: Drops
     ) -> PackedBatch:
         wanted: list[WantedImage] = []
         documents = [[self._document(piece, wanted) for piece in part] for part in sequences]
@@ -181,7 +184,7 @@ class MixtureReader:
             latent_shape=self.latent_shape,
             seed=seed,
             objective=self._objective,
-            caption_drop=drop,
+            drops=drops,
         )
         return self._assemble(documents, slots)
 
@@ -195,6 +198,7 @@ class MixtureReader:
             special=self.special,
             sequence_length=self.mixture.sequence_length,
             text_rows=self.mixture.text_rows,
+            conditions=any(self._has_conditions),
         )
 
     def _locate(self, shard: int) -> tuple[int, int]:
@@ -221,6 +225,7 @@ class MixtureReader:
             length=piece.length,
             image_length=self.layout.image_length(self._patches[0] * self._patches[1]),
         )
+        has_conditions, last_image = self._has_conditions[source], layout.count("i") - 1
         spans: list[TextSpan | ImageSpan[int]] = []
         for place, part in enumerate(found.parts):
             if not isinstance(part, int):
@@ -236,6 +241,8 @@ class MixtureReader:
                     counters=(piece.epoch, identity, part),
                     sees_text=found.has_text(0, place),
                     is_seen=found.has_text(place, len(found.parts)),
+                    is_condition=has_conditions and part < last_image,
+                    has_conditions=has_conditions and 0 < part == last_image,
                 )
             )
         return Document(tuple(spans), opens=found.opens, closes=found.closes)

@@ -36,11 +36,14 @@ class Work:
     @classmethod
     def of(cls, batch: "PackedBatch") -> "Work":
         """Of a packed batch, without its unused image slots and text rows; padding is computed like the rest."""
+        seen = (batch.hi - batch.lo).sum()
+        if batch.lo2 is not None and batch.hi2 is not None:
+            seen = seen + (batch.hi2 - batch.lo2).sum()
         return cls(
             positions=batch.token_ids.numel(),
             text_rows=float(batch.text_weight.sum()),
-            images=float(batch.image_weight.sum()),
-            key_pairs=int((batch.hi - batch.lo).sum()),
+            images=float(batch.present.sum()),
+            key_pairs=int(seen),
         )
 
     @classmethod

@@ -142,6 +142,8 @@ def _stretches(
 def _seen(batch: "PackedBatch", row: int) -> list[list[list[int]]]:
     """For each query its intervals of keys, the last of each included."""
     bounds = [(batch.lo[row].tolist(), batch.hi[row].tolist())]
+    if batch.lo2 is not None and batch.hi2 is not None:
+        bounds.append((batch.lo2[row].tolist(), batch.hi2[row].tolist()))
     return [
         [[lo[at], hi[at] - 1] for lo, hi in bounds if hi[at] > lo[at]]
         for at in range(batch.lo.shape[1])

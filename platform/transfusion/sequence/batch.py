@@ -13,9 +13,10 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int, Int64
 from torch import Tensor
 
-from transfusion.sequence.document import Document, ImageInput, TextSpan
+from transfusion.sequence.document import Document, ImageInput, Sight, TextSpan
 from transfusion.sequence.layout import SequenceLayout
-from transfusion.sequence.ranges import ImagePlace, key_ranges
+from transfusion.sequence.ranges import key_ranges
+from transfusion.sequence.row import Row, lay_out
 from transfusion.sequence.special import SpecialIds
 
 
@@ -46,7 +47,7 @@ class PackedBatch:
     """Index into the flattened (b n) of each patch; b * n, one past the end, for unused slots."""
 
     image_weight: Float[Tensor, " m"]
-    """1 for an image, 0 for an unused slot."""
+    """1 for an image that has a loss, 0 for a condition and for an unused slot."""
 
     text_rows: Int[Tensor, " r"]
     """Index into the flattened (b n) of the positions that have a text target; 0 for unused rows."""
@@ -56,12 +57,27 @@ class PackedBatch:
     text_weight: Float[Tensor, " r"]
     """1 for a target, 0 for an unused row."""
 
+    lo2: Int[Tensor, "b n"] | None = None
+    """First key of the second range of each query. In plans that know no second ranges there is none of these."""
+
+    hi2: Int[Tensor, "b n"] | None = None
+    """One past the last key of the second range; equal to `lo2` where a query has only one."""
+
+    clean: Bool[Tensor, " m"] | None = None
+    """Slots that the model is given without noise, and that have no loss. None where a plan has no such images."""
+
+    @property
+    def present(self) -> Bool[Tensor, " m"]:
+        """Slots that hold an image, whether it has a loss or not."""
+        return self.image_positions[:, 0] < self.token_ids.numel()
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
         """The same batch on another device."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         return PackedBatch(
             **{
-                field.name: getattr(self, field.name).to(device, non_blocking=non_blocking)
-                for field in fields(self)
+                name: value if value is None else value.to(device, non_blocking=non_blocking)
+                for name, value in values.items()
             }
         )
 
@@ -73,7 +89,9 @@ class ImageSlots:
     latents: Float32[np.ndarray, "m c h w"]
     noise: Float32[np.ndarray, "m c h w"]
     timesteps: Int64[np.ndarray, " m"]
-    drop_caption: Bool[np.ndarray, " m"]
+    sees: list[Sight]
+    condition: Bool[np.ndarray, " m"]
+    """Is given without noise and has no loss."""
 
     @classmethod
     def empty(cls, count: int, latent_shape: tuple[int, int, int], *, used: int) -> "ImageSlots":
@@ -88,7 +106,8 @@ class ImageSlots:
             latents=latents,
             noise=noise,
             timesteps=np.zeros(count, np.int64),
-            drop_caption=np.zeros(count, bool),
+            sees=["all"] * count,
+            condition=np.zeros(count, bool),
         )
 
 
@@ -101,14 +120,17 @@ def assemble(
     image_slots: int,
     text_rows: int,
     latent_shape: tuple[int, int, int],
+    conditions: bool = False,
 ) -> PackedBatch:
     """A batch of the documents that were packed into each sequence; an empty sequence is all padding.
 
     Args:
         latent_shape: Channels, height and width of every latent.
+        conditions: See `assemble_slots`.
 
     Raises:
-        ValueError: A sequence, the image slots or the text rows overflow, or a latent has another shape.
+        ValueError: A sequence, the image slots or the text rows overflow, a latent has another shape, or an image
+            is a condition where none may be.
     """
     images = [
         span.reference
@@ -126,7 +148,8 @@ def assemble(
                 f"latent {image.latent.shape}, noise {image.noise.shape}: must be {latent_shape}"
             )
         slots.latents[slot], slots.noise[slot] = image.latent, image.noise
-        slots.timesteps[slot], slots.drop_caption[slot] = image.timestep, image.drop_caption
+        slots.timesteps[slot], slots.sees[slot] = image.timestep, image.sees
+        slots.condition[slot] = image.condition
     return assemble_slots(
         sequences,
         slots,
@@ -134,6 +157,7 @@ def assemble(
         special=special,
         sequence_length=sequence_length,
         text_rows=text_rows,
+        conditions=conditions,
     )
 
 
@@ -145,6 +169,7 @@ def assemble_slots(
     special: SpecialIds,
     sequence_length: int,
     text_rows: int,
+    conditions: bool = False,
 ) -> PackedBatch:
     """A batch whose images are in their slots: the first image of the first document in slot 0, and so on.
 
@@ -154,16 +179,21 @@ def assemble_slots(
 
         BOS c1 c2 BOI p p EOI EOS      c1 c2 BOI - - - EOS -
 
+    Args:
+        conditions: Whether any batch of the plan may hold conditions: then this one says which slots are clean,
+            and has second ranges, be they needed or not, so that all batches are of one shape.
+
     Raises:
-        ValueError: A sequence, the slots or the text rows overflow.
+        ValueError: A sequence, the slots or the text rows overflow, or an image is a condition, or sees only text
+            or only images, and the plan has no conditions.
     """
     image_slots = len(slots.latents)
     num_patches = layout.num_patches(*slots.latents.shape[2:])
-    rows: list[_Row] = []
+    rows: list[Row] = []
     num_images = 0
     for documents in sequences:
-        dropped = slots.drop_caption[num_images:]
-        rows.append(_lay_out(documents, dropped, special, sequence_length, layout, num_patches))
+        sees = slots.sees[num_images:]
+        rows.append(lay_out(documents, sees, special, sequence_length, layout, num_patches))
         num_images += len(rows[-1].places)
     targets = np.concatenate(
         [s * sequence_length + row.target_positions for s, row in enumerate(rows)]
@@ -173,7 +203,7 @@ def assemble_slots(
         raise ValueError(f"{len(targets)} text targets for {text_rows} text rows")
 
     image_weight = np.zeros(image_slots, np.float32)
-    image_weight[:num_images] = 1.0
+    image_weight[:num_images] = ~slots.condition[:num_images]
     image_positions = np.full((image_slots, num_patches), len(rows) * sequence_length, np.int64)
     first_patches = [
         s * sequence_length + place.boi + 1 for s, row in enumerate(rows) for place in row.places
@@ -192,6 +222,11 @@ def assemble_slots(
         )
         for row in rows
     ]
+    second = {name: np.stack([getattr(r, name) for r in ranges]) for name in ("lo2", "hi2")}
+    if not conditions and (slots.condition.any() or (second["hi2"] > second["lo2"]).any()):
+        raise ValueError(
+            "an image is a condition, or sees text or images alone, without `conditions`"
+        )
     num_targets = len(targets)
     row_index = np.zeros(text_rows, np.int64)
     row_index[:num_targets] = targets
@@ -213,73 +248,7 @@ def assemble_slots(
         text_rows=torch.from_numpy(row_index),
         text_targets=torch.from_numpy(text_targets),
         text_weight=torch.from_numpy(text_weight),
+        lo2=torch.from_numpy(second["lo2"]) if conditions else None,
+        hi2=torch.from_numpy(second["hi2"]) if conditions else None,
+        clean=torch.from_numpy(slots.condition) if conditions else None,
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Row:
-    token_ids: Int[np.ndarray, " n"]
-    target_positions: Int[np.ndarray, " k"]
-    document_lengths: list[int]
-    places: list[ImagePlace]
-
-
-def _lay_out(
-    documents: Sequence[Document[Any]],
-    dropped: Bool[np.ndarray, " _"],
-    special: SpecialIds,
-    sequence_length: int,
-    layout: SequenceLayout,
-    num_patches: int,
-) -> _Row:
-    image_length = layout.image_length(num_patches)
-    lengths = [_length(document, image_length) for document in documents]
-    if sum(lengths) > sequence_length:
-        raise ValueError(
-            f"documents of {sum(lengths)} positions in a sequence of {sequence_length}"
-        )
-    token_ids = np.full(sequence_length, special.pad, np.int64)
-    has_target = np.zeros(sequence_length, bool)
-    places: list[ImagePlace] = []
-    start = 0
-    for document, length in zip(documents, lengths, strict=True):
-        end = start + length
-        has_target[start : end - 1] = True
-        at = start
-        if document.opens:
-            token_ids[at] = special.bos
-            at += 1
-        for span in document.spans:
-            if isinstance(span, TextSpan):
-                token_ids[at : at + len(span.ids)] = span.ids
-                at += len(span.ids)
-                continue
-            if span.num_patches != num_patches:
-                raise ValueError(
-                    f"an image of {span.height_patches} x {span.width_patches} patches "
-                    f"where the latents have {num_patches}"
-                )
-            if len(places) == len(dropped):
-                raise ValueError(f"more images than the {len(dropped)} image slots that are left")
-            drop_caption = bool(dropped[len(places)])
-            places.append(ImagePlace(boi=at, num_patches=num_patches, drop_caption=drop_caption))
-            token_ids[at] = special.boi
-            has_target[at : at + 1 + num_patches] = False
-            at += image_length
-            token_ids[at - 1] = special.eoi
-        if document.closes:
-            token_ids[at] = special.eos
-        start = end
-    return _Row(
-        token_ids=token_ids,
-        target_positions=np.flatnonzero(has_target),
-        document_lengths=lengths,
-        places=places,
-    )
-
-
-def _length(document: Document[Any], image_length: int) -> int:
-    length = document.opens + document.closes
-    for span in document.spans:
-        length += len(span.ids) if isinstance(span, TextSpan) else image_length
-    return length

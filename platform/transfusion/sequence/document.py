@@ -5,10 +5,13 @@ An image is a reference of any type: a row to be read while planning, an `ImageI
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Int32
+
+Sight = Literal["all", "nothing", "images", "text"]
+"""What an image sees of what stands before it in its document: less than all is a null of guidance."""
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -73,5 +76,7 @@ class ImageInput:
 
     timestep: int
 
-    drop_caption: bool = False
-    """The image sees nothing before its BOI: the null of classifier-free guidance."""
+    sees: Sight = "all"
+
+    condition: bool = False
+    """Given to the model without noise, and without a loss; its noise and timestep are of no meaning."""

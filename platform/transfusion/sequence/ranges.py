@@ -1,4 +1,4 @@
-"""What each position sees: one contiguous range of keys, `lo[q] <= k < hi[q]`. Never an N x N matrix.
+"""What each position sees: a range of keys, `lo[q] <= k < hi[q]`, and some a second. Never an N x N matrix.
 
 Caption and image of two patches, then a second document of two tokens, then padding:
 
@@ -15,6 +15,16 @@ Caption and image of two patches, then a second document of two tokens, then pad
        PAD        .   .   .   .   .   .   .   .   .   1        9  10
 
 A dropped caption raises `lo` to BOI for BOI and for the patches: BOI's own state would leak the caption.
+
+An edit is an image, an instruction, and the image as it is afterwards, which may lose sight of either. What it
+still sees is then a range of its own, `lo2[q] <= k < hi2[q]`, where it does not lie right before BOI; and this
+sees nothing of what was lost, which would leak through its states:
+
+    without the instruction                          without the image
+              k: BOS BOI  p  EOI ins BOI  p                    k: BOS BOI  p  EOI ins BOI  p
+    q: BOI        1   1   1   1   .   1   .           q: ins      .   .   .   .   1   .   .
+       p          1   1   1   1   .   1   1              BOI      .   .   .   .   1   1   .
+                                                         p        .   .   .   .   1   1   1
 Axes: n = positions of one sequence.
 """
 
@@ -36,7 +46,9 @@ class ImagePlace:
 
     num_patches: int
 
-    drop_caption: bool = False
+    keeps: tuple[int, int] | None = None
+    """Of what stands before BOI it sees these positions alone, from and to (exclusive), and they none before them.
+    An empty range, `(boi, boi)`, leaves it nothing: a dropped caption."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +57,9 @@ class KeyRanges:
 
     lo: Int[np.ndarray, " n"]
     hi: Int[np.ndarray, " n"]
+    lo2: Int[np.ndarray, " n"]
+    """Of the second range; equal to `hi2` and to `lo` where there is none."""
+    hi2: Int[np.ndarray, " n"]
     position_ids: Int[np.ndarray, " n"]
 
 
@@ -70,10 +85,21 @@ def key_ranges(
     lo, hi = index.copy(), index + 1
     lo[:used] = np.repeat(np.cumsum(lengths) - lengths, lengths)
     position_ids = index - lo
+    lo2, hi2 = lo.copy(), lo.copy()
     for image in images:
         end = image.boi + 1 + image.num_patches
         if image_attention == "bidirectional":
             hi[image.boi + 1 : end] = end
-        if image.drop_caption:
+        if image.keeps is None:
+            continue
+        first, last = image.keeps
+        lo[first:last] = np.maximum(lo[first:last], first)
+        if last == image.boi:
+            lo[image.boi : end] = first
+        else:
             lo[image.boi : end] = image.boi
-    return KeyRanges(lo=lo, hi=hi, position_ids=position_ids)
+            lo2[image.boi : end], hi2[image.boi : end] = first, last
+    # Empty where it is not needed, and within the first range: a slice of keys that holds both is then no longer.
+    alone = hi2 == lo2
+    lo2[alone] = hi2[alone] = lo[alone]
+    return KeyRanges(lo=lo, hi=hi, lo2=lo2, hi2=hi2, position_ids=position_ids)

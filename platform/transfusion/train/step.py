@@ -248,7 +248,9 @@ class TransformerTrainee:
 
     def _forward(self, batch: PackedBatch) -> LossSums:
         there = batch.to(self._device, non_blocking=True)
-        noised = self._noising.apply(there.latents, there.noise, there.timesteps)
+        noised = self._noising.apply(
+            there.latents, there.noise, there.timesteps, clean=there.clean
+        )
         return loss_sums(self.model(there, noised.latents), there, noised)
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
