@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Kind = Literal[
     "listing", "pixels", "autoencoder", "latents", "tokenizer", "tokens", "mixture", "run", "model",
-    "evaluation", "report",
+    "llama", "evaluation", "report",
 ]  # fmt: skip
 """Kinds of artifact. A new kind is a name here and a module in `artifacts/` when others read it."""
 
@@ -55,7 +55,8 @@ class Stage:
     version: int
     """Raised whenever the code changes what is written."""
     raw: str | None = None
-    """`module:function` that lists raw input at plan time: `(config) -> list of plain JSON`, its identity."""
+    """`module:function` that lists raw input at plan time: `(config) -> list of plain JSON`, its identity; None
+    where a config takes no raw input."""
     check: str | None = None
     """`module:function` for faults that types do not show: `(config, roles) -> list of messages`."""
     needs_ray: bool = True

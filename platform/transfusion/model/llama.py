@@ -45,6 +45,9 @@ class LlamaCheckpoint:
     """Whether the head is the table of embeddings."""
     files: Mapping[str, Path]
     """Where each tensor lies, by the checkpoint's names."""
+    bos: int | None = None
+    """Its id for the begin of a document, where it names one."""
+    eos: int | None = None
 
     @classmethod
     def open(cls, folder: Path) -> "LlamaCheckpoint":
@@ -61,6 +64,8 @@ class LlamaCheckpoint:
             vocab_size=values["vocab_size"],
             tied=bool(values.get("tie_word_embeddings", False)),
             files=_files(folder),
+            bos=_one_id(values.get("bos_token_id")),
+            eos=_one_id(values.get("eos_token_id")),
         )
         checkpoint._check_tensors()
         return checkpoint
@@ -95,6 +100,14 @@ class LlamaCheckpoint:
     def names(self) -> list[str]:
         """Parameters that it has values for, by our names: the pretrained part of a model."""
         return list(self._sources())
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parameters that it has values for, by our names."""
+        theirs = dict(self._shapes())
+        return {
+            name: (sum(theirs[source][0] for source in sources), *theirs[sources[0]][1:])
+            for name, sources in self._sources().items()
+        }
 
     def _sources(self) -> dict[str, tuple[str, ...]]:
         """For each of our names the tensors that it is made of, one below the other."""
@@ -197,6 +210,12 @@ def load_llama(model: TransfusionModel, folder: Path) -> list[str]:
     for name in checkpoint.names():
         parameters[name].copy_(checkpoint.over(name, parameters[name]))
     return checkpoint.names()
+
+
+def _one_id(value: Any) -> int | None:
+    """A token id; the first where a config lists several."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, int) else None
 
 
 def _files(folder: Path) -> dict[str, Path]:

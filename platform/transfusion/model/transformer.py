@@ -4,6 +4,8 @@ Axes: b = sequences, n = positions, d = width, v = vocabulary, r = text rows, m 
 c h w = latent.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -39,6 +41,9 @@ class TransfusionModel(nn.Module):
 
     Parallelism, compilation and checkpointing are applied from outside: to each of `blocks`, then to the whole.
     """
+
+    lr_scales: Mapping[str, float] = MappingProxyType({})
+    """Learning rates by parameter name, against the run's; 1 for those that are not named."""
 
     def __init__(self, config: ModelConfig, *, vocab_size: int, latent_channels: int) -> None:
         super().__init__()
@@ -77,13 +82,7 @@ class TransfusionModel(nn.Module):
         hidden = self.transform(
             rearrange(hidden[:-1], "(b n) d -> b n d", b=num_sequences),
             position_ids=batch.position_ids,
-            attention=plan_attention(
-                batch.lo,
-                batch.hi,
-                query_block=self.config.query_block,
-                lo2=batch.lo2,
-                hi2=batch.hi2,
-            ),
+            attention=plan_attention(batch.lo, batch.hi, query_block=self.config.query_block),
             images=places,
         )
         rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])

@@ -77,7 +77,10 @@ def _plan_stage(stage: JobStage, planned: Mapping[str, PlannedStage], store: Sto
         "inputs": {role: planned[name].fingerprint for role, name in stage.inputs.items()},
     }
     if stage.declaration.raw is not None:
-        payload["raw"] = fingerprint(load_function(stage.declaration.raw)(stage.config))
+        listed = load_function(stage.declaration.raw)(stage.config)
+        # None says that this config takes no raw input.
+        if listed is not None:
+            payload["raw"] = fingerprint(listed)
     identity = fingerprint(payload)
     if store.exists(manifest_path(stage.uses, identity)):
         return PlannedStage(stage=stage, payload=payload, fingerprint=identity, status="cached")

@@ -1,5 +1,8 @@
 """Config of training the transformer."""
 
+from pydantic import Field
+
+from transfusion.config import Location
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.model.config import ModelConfig
 from transfusion.train.loop_config import LoopConfig
@@ -12,6 +15,20 @@ class TrainConfig(LoopConfig):
     """Architecture; `transfusion.model.presets` lists sizes with their parameter counts."""
 
     objective: ObjectiveConfig = ObjectiveConfig()
+
+    init_from: Location | None = None
+    """A folder to start from: a model package, or a Llama-family checkpoint in the layout of Hugging Face; a stage
+    of the job comes as the input `init_from` instead. What it has no weights for is drawn, as without it."""
+
+    init_strict: bool = True
+    """Whether weights of the folder that have no place in the model end the run; else they are left out."""
+
+    lr_scale_pretrained: float = Field(1.0, ge=0)
+    """Learning rate of what was loaded against that of what was drawn; 0 keeps it as it was."""
+
+    frozen_text: bool = False
+    """Text's weights stay as they were loaded, and patches' own are trained beside them (LMFusion): nothing that
+    is said of text alone changes. Needs `model.weights: by_modality`."""
 
     repeat_first_step: bool = False
     """Every step trains on the first batch of the plan, with the same noise and timesteps. Its loss must come near

@@ -77,23 +77,28 @@ def reshard(model: nn.Module) -> None:
 
 
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and convolutions are decayed; norms, biases and embeddings are not."""
+    """Matrices and convolutions are decayed; norms, biases and embeddings are not. What is frozen is in no group.
+
+    `model.lr_scales`, where it is set, holds rates by parameter name against the run's: `lr_scale` of a group.
+    """
     embeddings = {
         id(parameter)
         for module in model.modules()
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for parameter in model.parameters():
-        matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-        (decayed if matrix else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    scales: Mapping[str, float] = getattr(model, "lr_scales", {})
+    alike: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
+            alike.setdefault((not matrix, scales.get(name, 1.0)), []).append(parameter)
+    groups: list[dict[str, Any]] = []
+    for (undecayed, scale), parameters in sorted(alike.items(), key=lambda group: group[0]):
+        groups.append({"params": parameters, "weight_decay": 0.0 if undecayed else weight_decay})
+        if scale != 1:
+            groups[-1]["lr_scale"] = scale
+    return groups
 
 
 def local(tensor: Tensor) -> Tensor:

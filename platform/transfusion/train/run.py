@@ -2,16 +2,21 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.mixture import Mixture, read_mixture
 from transfusion.errors import ArtifactError
 from transfusion.ingest.reader import MixtureReader
 from transfusion.stage import Made, StageContext
+from transfusion.tokenizer.tokenizer import MODEL
 from transfusion.train.config import TrainConfig
+from transfusion.train.init_from import ROLE, list_files
+from transfusion.train.pretrained import Start
 from transfusion.train.preview import Painter
 from transfusion.train.repeated import RepeatedFirstStep
 from transfusion.train.step import TransformerTrainee
@@ -22,6 +27,11 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     """Trains on the mixture."""
     plan = read_mixture(inputs["mixture"])
     check_plan(config, plan)
+    listed = list_files(config)
+    if listed is not None and context.raw not in (None, fingerprint(listed)):
+        raise ArtifactError(
+            f"{context.name}: init_from: {config.init_from} has changed since the job was planned; run it again"
+        )
     workers = context.resources.train.num_workers
     if workers > plan.lanes:
         raise ArtifactError(
@@ -74,5 +84,26 @@ def build(
         num_pieces=plan.num_pieces,
         latent_channels=plan.latent_channels,
         device=device,
+        start=_start(checked, plan, inputs),
         painter=lambda: Painter(checked, plan, inputs["mixture"], device=device),
     )
+
+
+def _start(config: TrainConfig, plan: Mixture, inputs: Mapping[str, Artifact]) -> Start | None:
+    """What to start from, where the job says so."""
+    if ROLE in inputs:
+        folder = inputs[ROLE].folder()
+    elif config.init_from is not None:
+        folder = Path(config.init_from).expanduser()
+    else:
+        return None
+    return Start(folder, strict=config.init_strict, tokenizer=_tokenizer(plan, inputs["mixture"]))
+
+
+def _tokenizer(plan: Mixture, mixture: Artifact) -> bytes | None:
+    """The model that the mixture's text was encoded with; None where its tokens were taken in as they are."""
+    for source in plan.sources.values():
+        tokens = mixture.input(source.tokens)
+        if "tokenizer" in tokens.manifest.inputs:
+            return tokens.input("tokenizer").read(MODEL)
+    return None

@@ -53,7 +53,7 @@ class TrainingState:
     def update(self, step: int) -> None:
         """One update by the gradients that are there, and of the average."""
         for group in self._optimizer.param_groups:
-            group["lr"] = self.rate(step)
+            group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
         self._optimizer.step()
         self.drop_gradients()
         self.averaged.update(decay=ema_decay(step, limit=self._config.ema_decay))

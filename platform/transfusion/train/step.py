@@ -14,7 +14,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from transfusion.diffusion.noising import Noising
 from transfusion.model.transformer import TransfusionModel
@@ -33,6 +33,7 @@ from transfusion.train.parallel import (
     shard,
 )
 from transfusion.train.pictures import Preview
+from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
 from transfusion.train.preview import Painter, held_out_captions
 from transfusion.train.trainee import StepResult, Written
 
@@ -78,6 +79,7 @@ class TransformerTrainee:
         latent_channels: int,
         device: torch.device,
         painter: Callable[[], Painter] | None = None,
+        start: Start | None = None,
     ) -> None:
         self.config = config
         self._source = source
@@ -86,15 +88,20 @@ class TransformerTrainee:
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
         model = self._new_model(config, latent_channels, on="meta")
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
+        if config.frozen_text:
+            freeze_text(model)
         shard(model, blocks=model.blocks, mesh=data_mesh(device), precision=config.precision)
         model.to_empty(device=device)
-        weights: dict[str, Tensor] = {}
+        whole: TransfusionModel | None = None
         if dist.get_rank() == 0:
             # Drawn whole, on CPU, by one rank: the weights do not depend on the number of ranks.
             whole = self._new_model(config, latent_channels, on="cpu")
             whole.init_weights(config.seed)
-            weights = whole.state_dict()
-        fill(model, weights)
+        if start is not None:
+            loaded = begin_everywhere(whole, start, special=self._special)
+            if config.lr_scale_pretrained != 1:
+                model.lr_scales = dict.fromkeys(loaded, config.lr_scale_pretrained)
+        fill(model, whole.state_dict() if whole is not None else {})
         self.model: nn.Module = model
         self._noising = Noising.of(config.objective, device=device)
         self._make_painter = painter
@@ -248,9 +255,7 @@ class TransformerTrainee:
 
     def _forward(self, batch: PackedBatch) -> LossSums:
         there = batch.to(self._device, non_blocking=True)
-        noised = self._noising.apply(
-            there.latents, there.noise, there.timesteps, clean=there.clean
-        )
+        noised = self._noising.apply(there.latents, there.noise, there.timesteps)
         return loss_sums(self.model(there, noised.latents), there, noised)
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:

@@ -1,0 +1,250 @@
+"""Weights that training starts from: of a model package, or of a Llama-family checkpoint. Plain torch.
+
+What fits is taken, and the rest stays as it was drawn. Patches whose weights are their own begin with a copy of
+text's, where the source has none for them. Nothing is interpolated for another resolution: places of patches are
+sines by formula, and the rotation goes by rank. The optimizer starts fresh.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from transfusion.errors import ArtifactError
+from transfusion.model.config import ModelConfig
+from transfusion.model.llama import LlamaCheckpoint
+from transfusion.model.transformer import TransfusionModel
+from transfusion.package.format import TOKENIZER, WEIGHT_FILES
+from transfusion.package.verify import verify_package
+from transfusion.sequence.special import SpecialIds
+from transfusion.train.init_from import is_package
+
+log = logging.getLogger(__name__)
+
+TRANSFORMER = (
+    "dim", "depth", "num_heads", "kv_heads", "hidden_dim", "rope_theta", "norm_eps", "qk_norm", "norm",
+)  # fmt: skip
+"""What must be the same: the weights would not fit, or fit and compute something else."""
+
+IMAGES = ("patch_size", "adapter", "time_embedding", "patch_positions")
+"""The same for how images enter and leave: of a package, which has weights for that."""
+
+BY_ID = ("embedding.weight", "head.weight")
+"""A row for each id of the vocabulary."""
+
+
+class Start(NamedTuple):
+    """What to start from, and how."""
+
+    folder: Path
+    strict: bool = True
+    tokenizer: bytes | None = None
+    """Of the mixture, to be compared with that of the folder."""
+
+
+class Begun(NamedTuple):
+    """What became of a model's parameters, by name."""
+
+    loaded: list[str]
+    """The source had them, all or some rows."""
+    copied: list[str]
+    """Patches' own, with text's values."""
+    new: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """What can be started from."""
+
+    config: ModelConfig
+    compared: tuple[str, ...]
+    """Fields of the config that a model must share."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of its parameters, by our names."""
+    read: Callable[[str], Tensor]
+    ids: Mapping[int, int]
+    """For ids of the model the source's id whose row they take."""
+
+
+def begin(model: TransfusionModel, start: Start, *, special: SpecialIds) -> Begun:
+    """Gives a model that is not sharded the weights of a folder.
+
+    Raises:
+        ArtifactError: The two do not fit; every fault is named.
+    """
+    source = (_package if is_package(start.folder) else _llama)(start.folder, special)
+    parameters = dict(model.named_parameters())
+    misfits = _misfits(parameters, source, special)
+    found = _faults(model, source, start, misfits)
+    if found:
+        raise ArtifactError("\n".join(f"init_from {start.folder}: {fault}" for fault in found))
+    loaded = [name for name in source.shapes if name in parameters and name not in misfits]
+    with torch.no_grad():
+        for name in loaded:
+            _take(parameters[name], source.read(name), source.ids if name in BY_ID else None)
+        twins = {name: re.sub(r"\bimage[._]", "", name, count=1) for name in parameters}
+        copied = [
+            n for n, twin in twins.items() if twin != n and n not in loaded and twin in loaded
+        ]
+        for name in copied:
+            parameters[name].copy_(parameters[twins[name]])
+    rest = parameters.keys() - {*loaded, *copied}
+    begun = Begun(loaded, copied, [name for name in parameters if name in rest])
+    _tell(start, begun, parameters, misfits, new_ids=special.vocab_size - len(source.ids))
+    return begun
+
+
+def begin_everywhere(
+    model: TransfusionModel | None, start: Start, *, special: SpecialIds
+) -> list[str]:
+    """Names of what was loaded into rank 0's model, on every rank. A fault of rank 0 is everyone's.
+
+    Args:
+        model: On rank 0 only.
+
+    Raises:
+        ArtifactError: As `begin`.
+    """
+    told: list[Any] = [[], ""]
+    if model is not None:
+        try:
+            told[0] = begin(model, start, special=special).loaded
+        except ArtifactError as error:
+            told[1] = str(error)
+    dist.broadcast_object_list(told, src=0)
+    if told[1]:
+        raise ArtifactError(told[1])
+    return list(told[0])
+
+
+def freeze_text(model: TransfusionModel) -> None:
+    """All that text goes through stays as it is; to be called before the model is sharded."""
+    for name, parameter in model.named_parameters():
+        if re.match(r"embedding\.|norm\.|head\.|blocks\.\d+\.(?!image\.)", name):
+            parameter.requires_grad_(False)
+
+
+def _package(folder: Path, special: SpecialIds) -> Source:
+    from safetensors import safe_open
+
+    config = verify_package(folder)
+    file = safe_open(folder / WEIGHT_FILES["ema"], framework="pt")
+    theirs = config.special
+    pieces = min(config.num_pieces, special.pad)
+    named = {getattr(special, n): getattr(theirs, n) for n in ("pad", "bos", "eos", "boi", "eoi")}
+    return Source(
+        config=config.model,
+        compared=TRANSFORMER + IMAGES,
+        shapes={name: tuple(file.get_slice(name).get_shape()) for name in file.keys()},  # noqa: SIM118
+        read=file.get_tensor,
+        ids={**{piece: piece for piece in range(pieces)}, **named},
+    )
+
+
+def _llama(folder: Path, special: SpecialIds) -> Source:
+    checkpoint = LlamaCheckpoint.open(folder)
+    ids = {i: i for i in range(min(checkpoint.vocab_size, special.vocab_size))}
+    # Its own begin and end of a document, where ours come after its vocabulary.
+    for ours, theirs in ((special.bos, checkpoint.bos), (special.eos, checkpoint.eos)):
+        if theirs is not None:
+            ids.setdefault(ours, theirs)
+    shapes = checkpoint.shapes()
+    return Source(
+        config=checkpoint.config,
+        compared=TRANSFORMER,
+        shapes=shapes,
+        read=lambda name: checkpoint.over(name, torch.empty(shapes[name])),
+        ids=ids,
+    )
+
+
+def _misfits(
+    parameters: Mapping[str, Tensor], source: Source, special: SpecialIds
+) -> dict[str, str]:
+    """What of the source has no place in the model, and why."""
+    wrong = {}
+    # The vocabulary first: of many misfits not all are told.
+    for name, theirs in sorted(source.shapes.items(), key=lambda shape: shape[0] not in BY_ID):
+        if name not in parameters:
+            wrong[name] = f"{name} {theirs} has no place in this model"
+            continue
+        ours = tuple(parameters[name].shape)
+        if name in BY_ID and ours[1:] == theirs[1:]:
+            if theirs[0] > special.vocab_size:
+                wrong[name] = (
+                    f"{name} has {theirs[0]} rows for a vocabulary of {special.vocab_size}; use its own tokenizer"
+                )
+        elif ours != theirs:
+            wrong[name] = f"{name} is {theirs}, the model's {ours}"
+    return wrong
+
+
+def _faults(
+    model: TransfusionModel, source: Source, start: Start, misfits: Mapping[str, str]
+) -> list[str]:
+    compared = source.compared if start.strict else TRANSFORMER
+    found = [
+        f"its {field} is {theirs!r}, the model's {ours!r}; they must be the same"
+        for field in compared
+        if (theirs := getattr(source.config, field)) != (ours := getattr(model.config, field))
+    ]
+    place = start.folder / TOKENIZER
+    if (
+        start.strict
+        and start.tokenizer
+        and place.is_file()
+        and place.read_bytes() != start.tokenizer
+    ):
+        found.append(
+            f"its {TOKENIZER} is not the one that the mixture's text was encoded with; ids would mean other pieces"
+        )
+    if start.strict and misfits:
+        told = list(misfits.values())
+        more = [f"... and {len(told) - 10} more"] if len(told) > 10 else []
+        found += [*told[:10], *more, "with init_strict: false what does not fit is left out"]
+    return found
+
+
+def _take(parameter: Tensor, stored: Tensor, ids: Mapping[int, int] | None) -> None:
+    """Copies all of it, or the rows of the ids that both have."""
+    if ids is None:
+        parameter.copy_(stored)
+        return
+    both = {ours: theirs for ours, theirs in ids.items() if theirs < len(stored)}
+    parameter[list(both)] = stored[list(both.values())].to(parameter.dtype)
+
+
+def _tell(
+    start: Start,
+    begun: Begun,
+    parameters: Mapping[str, Tensor],
+    misfits: Mapping[str, str],
+    *,
+    new_ids: int,
+) -> None:
+    """What the log of the run says of its start."""
+
+    def millions(names: Sequence[str]) -> str:
+        return f"{sum(parameters[name].numel() for name in names) / 1e6:,.2f} M"
+
+    told = [f"starts from {start.folder}: {millions(begun.loaded)} parameters loaded"]
+    if begun.copied:
+        told.append(f"{millions(begun.copied)} of patches copied from text's")
+    if begun.new:
+        told.append(f"{millions(begun.new)} drawn: {_some(begun.new)}")
+    if new_ids:
+        told.append(f"{new_ids} rows of the vocabulary drawn")
+    if misfits:
+        told.append(f"left out: {_some(list(misfits))}")
+    log.info("; ".join(told))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(names[:6]) + more
