@@ -82,7 +82,13 @@ class TransfusionModel(nn.Module):
         hidden = self.transform(
             rearrange(hidden[:-1], "(b n) d -> b n d", b=num_sequences),
             position_ids=batch.position_ids,
-            attention=plan_attention(batch.lo, batch.hi, query_block=self.config.query_block),
+            attention=plan_attention(
+                batch.lo,
+                batch.hi,
+                query_block=self.config.query_block,
+                lo2=batch.lo2,
+                hi2=batch.hi2,
+            ),
             images=places,
         )
         rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])

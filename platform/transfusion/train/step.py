@@ -35,6 +35,7 @@ from transfusion.train.parallel import (
 from transfusion.train.pictures import Preview
 from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
 from transfusion.train.preview import Painter, held_out_captions
+from transfusion.train.spans import Spans
 from transfusion.train.trainee import StepResult, Written
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,9 @@ class TransformerTrainee:
         )
         found = {"lm": 0.0, "diffusion": 0.0, "stop": float(stop)}
         self._suspects = []
+        spans = Spans(self._device)
         for lane, batch in zip(owned, batches, strict=True):
+            spans.mark("")
             sums = self._forward(batch)
             share = combine(
                 sums,
@@ -144,8 +147,10 @@ class TransformerTrainee:
                 global_image_count=counts["images"],
                 diffusion_weight=self.config.objective.diffusion_weight,
             )
+            spans.mark("forward")
             # FSDP takes the mean over ranks; the shares are to add up.
             (share * dist.get_world_size()).backward()
+            spans.mark("backward")
             lm, diffusion = sums.lm_sum.item(), sums.diffusion_sum.item()
             if lane is not None and not math.isfinite(lm + diffusion):
                 self._suspects.append(lane)
@@ -162,6 +167,8 @@ class TransformerTrainee:
                 "images": counts["images"],
             },
             data_s=waited,
+            forward_s=spans.seconds("forward"),
+            backward_s=spans.seconds("backward"),
             stop=everyone["stop"] > 0,
         )
 
@@ -255,7 +262,7 @@ class TransformerTrainee:
 
     def _forward(self, batch: PackedBatch) -> LossSums:
         there = batch.to(self._device, non_blocking=True)
-        noised = self._noising.apply(there.latents, there.noise, there.timesteps)
+        noised = self._noising.apply(there.latents, there.noise, there.timesteps, clean=there.clean)
         return loss_sums(self.model(there, noised.latents), there, noised)
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
