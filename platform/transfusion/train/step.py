@@ -35,7 +35,6 @@ from transfusion.train.parallel import (
 from transfusion.train.pictures import Preview
 from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
 from transfusion.train.preview import Painter, held_out_captions
-from transfusion.train.spans import Spans
 from transfusion.train.trainee import StepResult, Written
 
 log = logging.getLogger(__name__)
@@ -137,9 +136,7 @@ class TransformerTrainee:
         )
         found = {"lm": 0.0, "diffusion": 0.0, "stop": float(stop)}
         self._suspects = []
-        spans = Spans(self._device)
         for lane, batch in zip(owned, batches, strict=True):
-            spans.mark("")
             sums = self._forward(batch)
             share = combine(
                 sums,
@@ -147,10 +144,8 @@ class TransformerTrainee:
                 global_image_count=counts["images"],
                 diffusion_weight=self.config.objective.diffusion_weight,
             )
-            spans.mark("forward")
             # FSDP takes the mean over ranks; the shares are to add up.
             (share * dist.get_world_size()).backward()
-            spans.mark("backward")
             lm, diffusion = sums.lm_sum.item(), sums.diffusion_sum.item()
             if lane is not None and not math.isfinite(lm + diffusion):
                 self._suspects.append(lane)
@@ -167,8 +162,6 @@ class TransformerTrainee:
                 "images": counts["images"],
             },
             data_s=waited,
-            forward_s=spans.seconds("forward"),
-            backward_s=spans.seconds("backward"),
             stop=everyone["stop"] > 0,
         )
 
