@@ -1,13 +1,15 @@
 """Promises of a plan, checked on the plan itself: nothing lost, doubled or cut that must stay whole."""
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transfusion.sequence.ledger import Budget, Exhausted
 from transfusion.sequence.order import Stream
 from transfusion.sequence.packing import PackedSteps, pack
 from transfusion.sequence.shape import Shape
@@ -206,6 +208,66 @@ def test_more_steps_leave_the_earlier_ones_as_they_were(
     short, _ = plan(mix, steps=shorter, lanes=lanes, seed=seed, block=block)
     assert long[0].stretches == short[0].stretches
     assert pieces(short, shape) == [p for p in pieces(long, shape) if p.step < shorter]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    numbers=st.lists(st.integers(1, 12), min_size=2, max_size=2),
+    captions=st.sampled_from([(12, 12), (4, 20)]),
+    prose=st.sampled_from([0, 1, 32, 64, 150]),
+    lanes=st.sampled_from([1, 2, 5]),
+    per_micro_batch=st.integers(1, 3),
+    epochs=st.sampled_from([0.5, 1.0, 2.0]),
+    positions=st.one_of(st.none(), st.integers(1, 2000)),
+    then=st.sampled_from(["stop", "end", "fail"]),
+    steps=st.integers(1, 40),
+    block=st.sampled_from([1, 3, 50]),
+)
+def test_no_step_is_planned_without_a_document(
+    seed: int,
+    numbers: list[int],
+    captions: tuple[int, int],
+    prose: int,
+    lanes: int,
+    per_micro_batch: int,
+    epochs: float,
+    positions: int | None,
+    then: Literal["stop", "end", "fail"],
+    steps: int,
+    block: int,
+) -> None:
+    """Lengths that fill sequences of 64 to the last position, so that an end is met by a step that has nothing."""
+    mix = [images(numbers[0], patches=16, captions=captions, weight=0.5)]
+    if prose:
+        lengths = np.full(numbers[1], prose + 1, np.int32)
+        texts = text(numbers[1], mean=9, weight=0.5)
+        mix.append(replace(texts, lengths=lengths, targets=lengths - 1, source=1))
+    budget = Budget(max_epochs=epochs, max_positions=positions, then=then)
+    shape = Shape(sequence_length=64, sequences_per_micro_batch=per_micro_batch, lanes=lanes)
+
+    def of(num_steps: int) -> list[PackedSteps]:
+        budgets = [budget] * len(mix)
+        return list(
+            pack(
+                mix, shape, seed=seed, window=9, num_steps=num_steps, steps_per_block=block,
+                budgets=budgets,
+            )
+        )  # fmt: skip
+
+    try:
+        blocks = of(steps)
+    except Exhausted as exhausted:
+        # What stands before it is a plan of its own.
+        steps, then = exhausted.step, "stop"
+        blocks = of(steps)
+    everything = pieces(blocks, shape)
+    planned = sum(block.num_steps for block in blocks)
+    assert {piece.step for piece in everything} == set(range(planned))
+    assert planned == steps or then == "end"
+    begins = [stretch.first_sequence for block in blocks for stretch in block.stretches]
+    assert begins == sorted(set(begins))
+    assert begins[:1] == [0] or not blocks
 
 
 def test_another_epoch_and_another_seed_are_other_orders() -> None:

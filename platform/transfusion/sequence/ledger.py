@@ -99,6 +99,16 @@ class Ledger:
         self._planned += self._shape.sequence_length
         self._sequences += 1
 
+    def forget(self, sequences: int) -> None:
+        """Takes the last sequences back, of which none was filled."""
+        self._sequences -= sequences
+        # Less where it began anew within them.
+        self._planned = max(0, self._planned - sequences * self._shape.sequence_length)
+        within = [s for s in self._stretches if s.first_sequence > self._sequences]
+        if within:
+            del self._stretches[-len(within) :]
+            self._add(within[-1]._replace(first_sequence=self._sequences))
+
     def deficit(self, i: int) -> float:
         """How many positions a stream is behind."""
         return self._weights[i] * self._planned - self._drawn[i]
@@ -149,7 +159,7 @@ class Ledger:
             return self._limits
         found = self._fixed_limits or limits(self._figures, self._weights, self._shape)
         weights = {source: shares[source] / total for source in sorted(alive)}
-        self._stretches.append(Stretch(self._sequences, weights, found))
+        self._add(Stretch(self._sequences, weights, found))
         self._limits = found
         return found
 
@@ -158,6 +168,12 @@ class Ledger:
         stretches, ended = self._stretches, self._ended
         self._stretches, self._ended = [], {}
         return stretches, ended
+
+    def _add(self, stretch: Stretch) -> None:
+        if self._stretches and self._stretches[-1].first_sequence == stretch.first_sequence:
+            # No sequence was planned with the weights of that one.
+            self._stretches.pop()
+        self._stretches.append(stretch)
 
     def _end(self, source: int, step: int) -> None:
         budget = self._budgets[source]

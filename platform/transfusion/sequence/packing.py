@@ -81,10 +81,11 @@ def pack(
         while step < last and not ledger.ends:
             if step in begins:
                 ledger.begin(begins[step])
-            if not packer.step(step) and ledger.ends:
-                packer.forget_step()
-            else:
+            if packer.step(step):
                 step += 1
+            else:
+                # What it was to hold turned out to be used up: another weight, or the end.
+                packer.forget_step()
         yield packer.take(first, step - first)
         if ledger.ends:
             return
@@ -165,7 +166,9 @@ class _Packer:
 
     def forget_step(self) -> None:
         """Takes the last step back, in which nothing was placed."""
-        del self._counts[-self._shape.lanes * self._shape.sequences_per_micro_batch :]
+        sequences = self._shape.lanes * self._shape.sequences_per_micro_batch
+        del self._counts[-sequences:]
+        self.ledger.forget(sequences)
 
     def _run_dry(self, i: int, dry: set[int]) -> None:
         """A lane has come to the end of a stream; when all have, its weight goes to others."""
