@@ -17,6 +17,7 @@ from jaxtyping import Bool, UInt64
 from data_pipelines.mix.candidates import Candidates
 from data_pipelines.mix.conditions import Filter
 from data_pipelines.mix.config import MixConfig, MixSource
+from data_pipelines.mix.constants import sources_of_codes
 from data_pipelines.mix.contamination import Evaluations
 from data_pipelines.mix.content import exact_numbers, held_out_numbers, numbers_of_later_images
 from data_pipelines.mix.documents import Documents
@@ -57,6 +58,7 @@ class ShardChoice:
     ) -> None:
         self._config, self._store, self._num_patches = config, store, num_patches
         self._takedown = takedown
+        self._whole = sources_of_codes(config, inputs)
         self._evaluations = Evaluations(inputs, config.decontaminate, config.near_bits)
         self._hashes = _HASHES if config.deduplicate == "near" or config.decontaminate else ()
 
@@ -92,7 +94,8 @@ class ShardChoice:
         for reason, leaves in self._reasons(source, index, listed):
             filtered[reason] += int((left & leaves).sum())
             left &= ~leaves
-        longest = np.where(index.is_pair, config.sequence_length, MAX_START - 1)
+        whole = index.is_pair | (name in self._whole)
+        longest = np.where(whole, config.sequence_length, MAX_START - 1)
         too_long = left & (length > longest)
         rejects = _rejects(name, index, length, longest, too_long)
         left &= ~too_long

@@ -61,8 +61,14 @@ class Documents:
             }
         )
 
-    def stream(self, *, weight: float, source: int, num_patches: int) -> Stream:
-        """What the packer sees of them."""
+    def stream(
+        self, *, weight: float, source: int, num_patches: int, whole: bool = False
+    ) -> Stream:
+        """What the packer sees of them.
+
+        Args:
+            whole: Not even text is cut, for images may be among its tokens.
+        """
         # A piece has a target at every position but the last, at BOI and at a patch.
         targets = self.length - 1 - self.images * (num_patches + 1)
         return Stream(
@@ -71,7 +77,7 @@ class Documents:
             targets=targets.astype(np.int32),
             run_starts=_starts(self.shard),
             weight=weight,
-            splittable=not self.images.any(),
+            splittable=not (whole or self.images.any()),
             source=source,
         )
 

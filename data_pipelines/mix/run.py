@@ -7,12 +7,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_pipelines.mix.config import MixConfig
-from data_pipelines.mix.constants import constants_of_inputs, patches_of_an_image
+from data_pipelines.mix.constants import (
+    constants_of_inputs,
+    patches_of_an_image,
+    sources_of_codes,
+)
 from data_pipelines.mix.duplicates import SourceDocuments, settle
 from data_pipelines.mix.plan import Plan
 from data_pipelines.mix.reading import read_sources
 from data_pipelines.mix.statistics import Statistics
-from data_pipelines.mix.streams import training_streams, validation_streams
+from data_pipelines.mix.streams import Streams, training_streams, validation_streams
 from data_pipelines.mix.takedown import Takedown
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry, Outcomes
@@ -26,7 +30,8 @@ from transfusion.stage import Made, StageContext
 
 def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:
     """The body of the stage."""
-    num_pieces, latent = constants_of_inputs(config, inputs)
+    constants = constants_of_inputs(config, inputs)
+    latent, whole = constants.latent, sources_of_codes(config, inputs)
     num_patches = patches_of_an_image(config, latent, context)
     takedown = Takedown.of_file(config.takedown)
     candidates = read_sources(config, inputs, context, takedown=takedown, num_patches=num_patches)
@@ -58,7 +63,10 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
                 config.num_steps,
             )
     streams = training_streams(
-        config, {name: source.training for name, source in sources.items()}, num_patches
+        config,
+        {name: source.training for name, source in sources.items()},
+        num_patches,
+        whole=whole,
     )
     shape = Shape(
         sequence_length=config.sequence_length,
@@ -68,7 +76,13 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
     plan = Plan(config, context, shape)
     statistics = Statistics(streams, shape, num_patches=num_patches)
     files = list(plan.training(streams, statistics))
-    validation = _validation(config, sources, plan, statistics.limits, num_patches, context)
+    held_out = validation_streams(
+        config,
+        {name: source.validation for name, source in sources.items() if len(source.validation)},
+        num_patches,
+        whole=whole,
+    )
+    validation = _validation(config, held_out, plan, statistics.limits, context)
     files += validation
     files.append(
         store_table(context.store, f"{context.pool}/data", HELD_OUT, _held_out_table(sources))
@@ -88,7 +102,8 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
         latent_channels=latent.channels,
         latent_height=latent.height,
         latent_width=latent.width,
-        num_pieces=num_pieces,
+        num_pieces=constants.num_pieces,
+        num_codes=constants.num_codes,
         layout=config.layout.resolved(),
         caption_drop=config.caption_drop,
         condition_drop=config.condition_drop.resolved(),
@@ -108,23 +123,17 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
 
 
 def _validation(
-    config: MixConfig,
-    sources: Mapping[str, SourceDocuments],
-    plan: Plan,
-    limits: Limits,
-    num_patches: int,
-    context: StageContext,
+    config: MixConfig, held_out: Streams, plan: Plan, limits: Limits, context: StageContext
 ) -> list[FileEntry]:
     """A few micro-batches of held-out documents, of the sources that have any."""
-    held = {name: source.validation for name, source in sources.items() if len(source.validation)}
     if not config.validation_micro_batches:
         return []
-    if not held:
+    if not held_out.documents:
         context.log.warning(
             "no document is held out, so there is no validation; raise held_out_fraction"
         )
         return []
-    return [plan.validation(validation_streams(config, held, num_patches), limits)]
+    return [plan.validation(held_out, limits)]
 
 
 def _held_out_table(sources: Mapping[str, SourceDocuments]) -> pa.Table:

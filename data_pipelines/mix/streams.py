@@ -1,6 +1,6 @@
 """Sources as the streams that a packer draws from, and the weights of these in each phase."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from data_pipelines.mix.config import MixConfig
 from data_pipelines.mix.documents import Documents
@@ -16,8 +16,11 @@ class Streams:
     the earlier ones stays.
     """
 
-    def __init__(self, sources: Sequence[str], num_patches: int) -> None:
+    def __init__(
+        self, sources: Sequence[str], num_patches: int, whole: Collection[str] = ()
+    ) -> None:
         self.sources = list(sources)
+        self._whole = whole
         self.documents: list[Documents] = []
         self.streams: list[Stream] = []
         self.phases: list[Phase] = []
@@ -35,7 +38,10 @@ class Streams:
                 self.documents.append(part)
                 self.streams.append(
                     part.stream(
-                        weight=0.0, source=self.sources.index(name), num_patches=self._num_patches
+                        weight=0.0,
+                        source=self.sources.index(name),
+                        num_patches=self._num_patches,
+                        whole=name in self._whole,
                     )
                 )
         return found
@@ -54,14 +60,21 @@ class Streams:
 
 
 def training_streams(
-    config: MixConfig, documents: Mapping[str, Documents], num_patches: int
+    config: MixConfig,
+    documents: Mapping[str, Documents],
+    num_patches: int,
+    *,
+    whole: Collection[str] = (),
 ) -> Streams:
     """What a run draws from.
+
+    Args:
+        whole: Sources of which no document is cut.
 
     Raises:
         ArtifactError: A phase filters all documents of a source away.
     """
-    streams = Streams(list(documents), num_patches)
+    streams = Streams(list(documents), num_patches, whole)
     weights = {name: source.weight for name, source in config.sources.items()}
     base = {name: streams.add(name, found) for name, found in documents.items()}
     streams.begin(0, weights, base)
@@ -95,10 +108,14 @@ def training_streams(
 
 
 def validation_streams(
-    config: MixConfig, documents: Mapping[str, Documents], num_patches: int
+    config: MixConfig,
+    documents: Mapping[str, Documents],
+    num_patches: int,
+    *,
+    whole: Collection[str] = (),
 ) -> Streams:
     """What is held out, of the sources that have any, at the weights with which the run begins."""
-    streams = Streams(list(documents), num_patches)
+    streams = Streams(list(documents), num_patches, whole)
     weights = {name: config.sources[name].weight for name in documents}
     streams.begin(0, weights, {name: streams.add(name, found) for name, found in documents.items()})
     return streams

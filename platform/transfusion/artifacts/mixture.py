@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Int64, UInt64
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from transfusion.artifacts.artifact import Artifact
 
@@ -93,6 +93,9 @@ class Mixture(_Record):
     latent_height: int
     latent_width: int
     num_pieces: int
+    num_codes: int = Field(0, exclude_if=lambda number: number == 0)
+    """Ids of codes behind the special ones, where images are tokens; `latent_height` x `latent_width` of them are
+    an image then, and no sequence holds a latent."""
     layout: dict[str, Any]
     """A `SequenceLayout`, resolved."""
     caption_drop: float

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int, Int32
 from torch import Tensor
 
 from transfusion.artifacts.artifact import Artifact
@@ -18,6 +18,7 @@ from transfusion.artifacts.pixels import PixelRow
 from transfusion.artifacts.shards import row_entries
 from transfusion.artifacts.tables import load_table
 from transfusion.artifacts.tokens import TokenRow, token_rows
+from transfusion.evaluate.codes import CodeLayout
 from transfusion.ingest.index import shard_ids
 from transfusion.sequence.held_out import is_held_out
 
@@ -28,8 +29,8 @@ class CaptionedImage:
 
     key: str
     caption_ids: tuple[int, ...]
-    latent: Float[Tensor, "c h w"]
-    """The posterior's mean, raw."""
+    latent: Float[Tensor, "c h w"] | Int[Tensor, "1 h w"]
+    """The posterior's mean, raw; where images are tokens, the codes."""
 
 
 def held_out_images(mixture: Artifact, *, limit: int) -> list[CaptionedImage]:
@@ -38,9 +39,12 @@ def held_out_images(mixture: Artifact, *, limit: int) -> list[CaptionedImage]:
     for shard in _shards(mixture):
         if len(found) >= limit:
             break
-        if shard.latents is None or not len(shard.held_out):
+        if (shard.latents is None and shard.codes is None) or not len(shard.held_out):
             continue
         table = load_table(mixture.store, shard.tokens).take(pa.array(shard.held_out))
+        if shard.codes is not None:
+            found += _coded_images(table, shard.codes)
+            continue
         documents = [d for d in token_rows(table) if sorted(d.layout) == ["i", "t"]]
         images = _images(mixture, shard, [document.key for document in documents])
         found += [
@@ -62,7 +66,7 @@ def text_documents(mixture: Artifact) -> Iterator[tuple[TokenRow, bool]]:
     for shard in _shards(mixture):
         held_out = set(shard.held_out.tolist())
         for row, document in enumerate(token_rows(load_table(mixture.store, shard.tokens))):
-            if "i" in document.layout:
+            if "i" in document.layout or (shard.codes and shard.codes.split(document.segments)[1]):
                 continue
             if row in held_out:
                 yield document, True
@@ -73,7 +77,11 @@ def text_documents(mixture: Artifact) -> Iterator[tuple[TokenRow, bool]]:
 def held_out_pixels_first(rows: Sequence[PixelRow], mixture: Artifact) -> list[PixelRow]:
     """Pixel rows, those that were held out before the others."""
     fraction = max(
-        (s.held_out_fraction for s in read_mixture(mixture).sources.values() if s.latents),
+        (
+            source.held_out_fraction
+            for source in read_mixture(mixture).sources.values()
+            if source.latents or mixture.input(source.tokens).metadata.get("num_codes")
+        ),
         default=0.0,
     )
     return sorted(rows, key=lambda row: not is_held_out(row.sha256, fraction))
@@ -86,6 +94,8 @@ class _Shard:
     tokens: FileEntry
     latents: FileEntry | None
     latent_channels: int
+    codes: CodeLayout | None
+    """Where images are among the tokens."""
     fraction: float
     held_out: Int32[np.ndarray, " d"]
     """Rows of its tokens that the mixture lists."""
@@ -94,7 +104,8 @@ class _Shard:
 def _shards(mixture: Artifact) -> Iterator[_Shard]:
     listed = load_table(mixture.store, mixture.entry(HELD_OUT))
     numbers, rows = listed["shard"].to_numpy(), listed["row"].to_numpy()
-    for source in read_mixture(mixture).sources.values():
+    plan = read_mixture(mixture)
+    for source in plan.sources.values():
         tokens = mixture.input(source.tokens)
         latents = mixture.input(source.latents) if source.latents else None
         ids = shard_ids(tokens, latents)
@@ -106,9 +117,17 @@ def _shards(mixture: Artifact) -> Iterator[_Shard]:
                 tokens=of_tokens[shard_id],
                 latents=of_latents.get(shard_id),
                 latent_channels=int(latents.metadata["latent_channels"]) if latents else 0,
+                codes=CodeLayout.of(plan) if tokens.metadata.get("num_codes") else None,
                 fraction=source.held_out_fraction,
                 held_out=rows[first:end],
             )
+
+
+def _coded_images(table: pa.Table, codes: CodeLayout) -> Iterator[CaptionedImage]:
+    for document in token_rows(table):
+        text, images = codes.split(document.segments)
+        if text and len(images) == 1:
+            yield CaptionedImage(document.key, tuple(text), torch.from_numpy(images[0]))
 
 
 def _images(mixture: Artifact, shard: _Shard, keys: Sequence[str]) -> dict[str, LatentRow]:

@@ -82,6 +82,7 @@ def build(
         checked,
         RepeatedFirstStep(reader) if checked.repeat_first_step else reader,
         num_pieces=plan.num_pieces,
+        num_codes=plan.num_codes,
         latent_channels=plan.latent_channels,
         device=device,
         start=_start(checked, plan, inputs),

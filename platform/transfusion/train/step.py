@@ -76,6 +76,7 @@ class TransformerTrainee:
         source: BatchSource,
         *,
         num_pieces: int,
+        num_codes: int = 0,
         latent_channels: int,
         device: torch.device,
         painter: Callable[[], Painter] | None = None,
@@ -84,7 +85,7 @@ class TransformerTrainee:
         self.config = config
         self._source = source
         self._device = device
-        self._special = SpecialIds.after(num_pieces)
+        self._special = SpecialIds.after(num_pieces, num_codes=num_codes)
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
         model = self._new_model(config, latent_channels, on="meta")
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
