@@ -175,6 +175,7 @@ def run_of(monkeypatch: pytest.MonkeyPatch, objective: dict) -> dict:
     """Inputs of the stage, where the run was trained with this objective."""
     planned = SimpleNamespace(
         layout={"patch_size": 2},
+        num_codes=0,
         sequence_length=64,
         latent_channels=4,
         latent_height=4,

@@ -33,7 +33,7 @@ class Scripted(TransfusionModel):
         patches = torch.full((len(noisy), 4, self.config.dim), -1.0)
         return EncodedImages(patches=patches, skips=(), grid=(2, 2))
 
-    def transform(self, hidden, *, position_ids, attention):
+    def transform(self, hidden, *, position_ids, attention, images=None):
         return hidden
 
     def decode_images(self, hidden, timesteps, encoded):

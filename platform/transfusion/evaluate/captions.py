@@ -9,7 +9,6 @@ import torch
 from transfusion.evaluate.batches import Advance, in_batches
 from transfusion.evaluate.held_out import CaptionedImage
 from transfusion.sample.params import SamplingParams
-from transfusion.sample.reading import ImagePart
 from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sampler
 
@@ -34,12 +33,11 @@ def describe(
 ) -> list[Described]:
     """The likeliest words, token by token, for each image."""
     params = SamplingParams(temperature=0.0, max_tokens=max_tokens, modalities=("text",))
-    normalize = sampler.package.autoencoder.normalize
     decode = sampler.package.tokenizer.decode
 
     def say(batch: Sequence[CaptionedImage]) -> list[Described]:
-        latents = normalize(torch.stack([one.latent for one in batch]))
-        requests = [Request((ImagePart(latent),), params) for latent in latents]
+        parts = sampler.parts_of(torch.stack([one.latent for one in batch]))
+        requests = [Request((part,), params) for part in parts]
         return [
             Described(one.key, decode(one.caption_ids).strip(), sample.text.strip())
             for one, sample in zip(batch, sampler.sample(requests), strict=True)

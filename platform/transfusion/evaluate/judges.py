@@ -202,9 +202,8 @@ def _show(
     shown = images[: evaluation.config.num_shown]
     if not shown:
         return
-    autoencoder = evaluation.sampler.package.autoencoder
-    latents = autoencoder.normalize(torch.stack([one.latent for one in shown]))
-    pictures = list(autoencoder.decode(latents).cpu().numpy())
+    sampler = evaluation.sampler
+    pictures = sampler.pixels_of(sampler.parts_of(torch.stack([one.latent for one in shown])))
     for record, name in zip(
         records, save_pictures(evaluation.folder / "captions", pictures), strict=False
     ):

@@ -39,6 +39,8 @@ def _params(how: ImageSampling, seed: int) -> SamplingParams:
         solver=how.solver,
         num_inference_steps=how.num_inference_steps,
         guidance_scale=how.guidance_scale,
+        code_temperature=how.code_temperature,
+        code_top_p=how.code_top_p,
         seed=seed,
         modalities=("image",),
     )

@@ -12,10 +12,19 @@ _PREDICTED: Mapping[TargetName, str] = MappingProxyType(
     {"epsilon": "the noise", "v": "v", "flow": "the velocity of the flow"}
 )
 
+_OF_LATENTS = (
+    "A Transfusion model (arXiv:2408.11039): one transformer that predicts the next token on text and",
+    "denoises latents of images.",
+)
+_OF_CODES = (
+    "A model in the manner of Chameleon (arXiv:2405.09818): one transformer that predicts the next token, be it",
+    "text or a code of an image.",
+)
+
 
 def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, Tensor]]) -> str:
     """The card as Markdown."""
-    model, sampling = config.model, config.sampling
+    model = config.model
     parameters = sum(tensor.numel() for tensor in next(iter(weights.values())).values())
     lines = [
         "---",
@@ -25,22 +34,17 @@ def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, 
         "",
         f"# {config.name}",
         "",
-        "A Transfusion model (arXiv:2408.11039): one transformer that predicts the next token on text and",
-        "denoises latents of images.",
+        *(_OF_CODES if config.num_codes else _OF_LATENTS),
         "",
         "| | |",
         "|---|---|",
         f"| parameters | {parameters:,} |",
         f"| transformer | {model.depth} layers, width {model.dim}, {model.num_heads} heads |",
         f"| image adapter | {model.adapter}, patches of {model.patch_size} x {model.patch_size} |",
-        f"| images | {config.image_size_px} x {config.image_size_px} px, "
-        f"{config.latent_channels} x {config.latent_height} x {config.latent_width} latents, "
+        f"| images | {config.image_size_px} x {config.image_size_px} px, {_image(config)}, "
         f"{config.num_patches} positions |",
         f"| text | {config.num_pieces:,} sentencepiece pieces, context of {config.sequence_length} |",
-        f"| noise | {config.schedule}, {config.num_timesteps} timesteps, "
-        f"predicts {_PREDICTED[config.target]} |",
-        f"| sampled by | {sampling.solver}, {sampling.num_inference_steps} steps, "
-        f"guidance {sampling.guidance_scale:g} |",
+        *_drawing(config),
         "",
         "## Use",
         "",
@@ -65,3 +69,25 @@ def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, 
             for one in config.lineage
         ]
     return "\n".join(lines) + "\n"
+
+
+def _image(config: PackageConfig) -> str:
+    grid = f"{config.latent_height} x {config.latent_width}"
+    if config.num_codes:
+        return f"{grid} codes of {config.num_codes:,}"
+    return f"{config.latent_channels} x {grid} latents"
+
+
+def _drawing(config: PackageConfig) -> list[str]:
+    sampling = config.sampling
+    if config.num_codes:
+        return [
+            f"| sampled by | codes at temperature {sampling.code_temperature:g}, "
+            f"guidance {sampling.guidance_scale:g} |"
+        ]
+    return [
+        f"| noise | {config.schedule}, {config.num_timesteps} timesteps, "
+        f"predicts {_PREDICTED[config.target]} |",
+        f"| sampled by | {sampling.solver}, {sampling.num_inference_steps} steps, "
+        f"guidance {sampling.guidance_scale:g} |",
+    ]

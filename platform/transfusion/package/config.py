@@ -46,6 +46,12 @@ class ImageSampling(Config):
     guidance_scale: float = Field(3.0, ge=0, le=20)
     """1 draws what the prompt says without emphasis; more follows it harder."""
 
+    code_temperature: float = Field(1.0, ge=0, le=2, exclude_if=lambda value: value == 1)
+    """Of codes, where images are tokens; 0 always takes the likeliest code."""
+
+    code_top_p: float = Field(1.0, gt=0, le=1, exclude_if=lambda value: value == 1)
+    """Codes are drawn from the likeliest that hold this much probability."""
+
     @model_validator(mode="after")
     def _steps_keep_the_variance(self) -> "ImageSampling":
         low, high = SOLVER_STEPS[self.solver]

@@ -58,6 +58,8 @@ class PackageConfig(Config):
     model: ModelConfig
     num_pieces: int = Field(ge=1)
     """Pieces of the tokenizer; the special ids follow them."""
+    num_codes: int = Field(0, ge=0, exclude_if=lambda number: number == 0)
+    """Ids of codes behind the special ids, where images are tokens: one for each latent position, row by row."""
     special_ids: dict[str, int]
     """pad, bos, eos, boi, eoi: for readers that are not this program."""
     layout: SequenceLayout
@@ -104,7 +106,7 @@ class PackageConfig(Config):
     @property
     def special(self) -> SpecialIds:
         """The special ids."""
-        return SpecialIds.after(self.num_pieces)
+        return SpecialIds.after(self.num_pieces, num_codes=self.num_codes)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -60,9 +60,17 @@ def load_package(
         )
     autoencoder = Autoencoder.load(folder / AUTOENCODER, device=device)
     shape = autoencoder.latent_shape(config.image_size_px, config.image_size_px)
+    if config.num_codes:
+        # A code is one number, whatever its vector.
+        shape = (1, *shape[1:])
     if shape != config.latent_shape:
         raise ArtifactError(
             f"{folder / AUTOENCODER}: makes latents of {shape}, the config says {config.latent_shape}"
+        )
+    if config.num_codes and autoencoder.num_codes != config.num_codes:
+        raise ArtifactError(
+            f"{folder / AUTOENCODER}: has {autoencoder.num_codes or 'no'} codes, the config says "
+            f"{config.num_codes}"
         )
     return Package(
         model=_load_model(folder / WEIGHT_FILES[weights], config, device, precision),

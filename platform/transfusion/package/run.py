@@ -71,6 +71,7 @@ def describe(
         name=name,
         model=model,
         num_pieces=num_pieces,
+        num_codes=planned.num_codes,
         special_ids={key: getattr(special, key) for key in ("pad", "bos", "eos", "boi", "eoi")},
         layout=layout,
         sequence_length=planned.sequence_length,

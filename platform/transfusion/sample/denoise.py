@@ -54,7 +54,7 @@ def draw_images(
     device = prefixes.keys.device
     num_images, num_patches = len(lengths), config.num_patches
     guided = params.guidance_scale != 1
-    cache = _with_null_rows(prefixes) if guided else prefixes
+    cache = with_null_rows(prefixes) if guided else prefixes
     first = torch.tensor(list(lengths) + [0] * (num_images if guided else 0), device=device)
     boi_positions = torch.tensor(list(lengths) * (2 if guided else 1), device=device)
     boi = torch.full_like(first, config.special.boi)
@@ -106,7 +106,8 @@ def draw_images(
     return state
 
 
-def _with_null_rows(prefixes: KeyValueCache) -> KeyValueCache:
+def with_null_rows(prefixes: KeyValueCache) -> KeyValueCache:
+    """A copy with as many empty rows behind, for the null branch of guidance."""
     return KeyValueCache(
         keys=torch.cat([prefixes.keys, torch.zeros_like(prefixes.keys)], dim=1),
         values=torch.cat([prefixes.values, torch.zeros_like(prefixes.values)], dim=1),

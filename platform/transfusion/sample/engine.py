@@ -4,6 +4,8 @@
     image mode   all rows that wait at BOI draw together (alike ones in one batch); the clean image is read at
                  t = 0, EOI behind it, and the row is back in text mode, where later text sees the image
 
+Where images are tokens, image mode draws their codes, and codes come in no other mode.
+
 Caps on tokens, images and context are hard: a row at its cap cannot sample BOI, or ends with "length".
 A row's draws come from its own generator, so that batch mates change nothing but the last bits.
 """
@@ -18,7 +20,9 @@ from torch import Tensor
 from transfusion.model.cache import KeyValueCache
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.format import PackageConfig
+from transfusion.sample.codes import draw_codes
 from transfusion.sample.denoise import Watch, draw_images
+from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, Part, TextPart, length_of, read, read_tokens
 from transfusion.sample.rows import FinishReason, Request, Row, check_request, room_for
 from transfusion.sample.text import next_tokens
@@ -37,7 +41,7 @@ class Result:
 
     @property
     def images(self) -> list[Tensor]:
-        """The normalised latents drawn."""
+        """The normalised latents drawn, or codes."""
         return [part.latent for part in self.parts if isinstance(part, ImagePart)]
 
 
@@ -149,10 +153,11 @@ def _sample(
 
 
 def _allowed(rows: list[Row], config: PackageConfig, vocab_size: int) -> Bool[Tensor, "b v"]:
-    """PAD, BOS and EOI are never sampled (EOI is appended by rule); BOI while an image may still be drawn."""
+    """PAD, BOS, EOI and codes never (EOI is appended by rule); BOI while an image may still be drawn."""
     special = config.special
     allowed = torch.ones((len(rows), vocab_size), dtype=torch.bool)
     allowed[:, [special.pad, special.bos, special.eoi]] = False
+    allowed[:, special.first_code :] = False
     allowed[:, special.boi] = torch.tensor([row.may_draw(config) for row in rows])
     return allowed
 
@@ -166,16 +171,16 @@ def _draw_images(
     watch: Watch | None,
 ) -> None:
     """Draws for all rows that wait at BOI, alike ones in one batch, and puts them back in text mode."""
-    groups: dict[tuple[str, int, float], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for i, row in enumerate(rows):
         if row.state == "image":
-            p = row.request.params
-            groups.setdefault((p.solver, p.num_inference_steps, p.guidance_scale), []).append(i)
+            groups.setdefault(_alike(row.request.params, config), []).append(i)
+    draw = draw_codes if config.num_codes else draw_images
     for members in groups.values():
         index = torch.tensor(members, device=hidden.device)
         group = [rows[i] for i in members]
         part = cache.rows(index)
-        latents = draw_images(
+        latents = draw(
             model,
             part,
             lengths=[row.length for row in group],
@@ -209,3 +214,10 @@ def _draw_images(
                 row.length += config.num_patches + 2
                 if row.length + 1 > config.sequence_length:
                     row.end("length")
+
+
+def _alike(params: SamplingParams, config: PackageConfig) -> tuple[object, ...]:
+    """What images that are drawn in one batch share."""
+    if config.num_codes:
+        return params.guidance_scale, params.code_temperature, params.code_top_p
+    return params.solver, params.num_inference_steps, params.guidance_scale

@@ -20,7 +20,7 @@ from transfusion.package.format import PackageConfig
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """Token ids, special ids among them, none of them an image's."""
+    """Token ids, special ids among them, none of them of a patch."""
 
     ids: tuple[int, ...]
 
@@ -29,7 +29,8 @@ class TextPart:
 class ImagePart:
     """A clean image, to be read at t = 0; BOI and EOI are read around it."""
 
-    latent: Float[Tensor, "c h w"]
+    latent: Float[Tensor, "c h w"] | Int[Tensor, "1 h w"]
+    """Where images are tokens, their codes."""
 
 
 Part = TextPart | ImagePart
@@ -42,6 +43,15 @@ def length_of(parts: Sequence[Part], config: PackageConfig) -> int:
     )
 
 
+def _spelled(part: Part, config: PackageConfig) -> Part:
+    """An image as its tokens, where images are tokens."""
+    if isinstance(part, TextPart) or not config.num_codes:
+        return part
+    special = config.special
+    codes = (special.first_code + part.latent.flatten()).tolist()
+    return TextPart((special.boi, *codes, special.eoi))
+
+
 @torch.inference_mode()
 def read(
     model: TransfusionModel,
@@ -52,6 +62,7 @@ def read(
     config: PackageConfig,
 ) -> Float[Tensor, "b d"]:
     """Reads each row's parts behind the `lengths` positions it holds already; returns its last hidden state."""
+    parts = [[_spelled(part, config) for part in row] for row in parts]
     device = cache.keys.device
     special, num_patches = config.special, config.num_patches
     longest = max(length_of(row, config) for row in parts)

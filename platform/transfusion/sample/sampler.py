@@ -3,11 +3,12 @@
 Axes: h w = pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import UInt8
 
 from transfusion.package.load import Package
@@ -68,7 +69,8 @@ class Sampler:
     def sample(self, requests: Sequence[Request], *, watch: Watch | None = None) -> list[Sample]:
         """Answers requests together; see `engine.generate`."""
         results = generate(self.package.model, self.package.config, requests, watch=watch)
-        pixels = self._decode([latent for result in results for latent in result.images])
+        drawn = [part for one in results for part in one.parts if isinstance(part, ImagePart)]
+        pixels = iter(self.pixels_of(drawn))
         samples = []
         for result in results:
             segments: list[Segment] = [
@@ -88,12 +90,37 @@ class Sampler:
         return samples
 
     def encode_images(self, images: Sequence[Pixels]) -> list[ImagePart]:
-        """Images as clean latents: the posterior's mean, normalised."""
+        """Images as clean latents (the posterior's mean, normalised), or as codes."""
         if not images:
             return []
-        autoencoder = self.package.autoencoder
-        mean = autoencoder.encode(torch.from_numpy(np.stack(images))).mean
-        return [ImagePart(latent) for latent in autoencoder.normalize(mean)]
+        autoencoder, pixels = self.package.autoencoder, torch.from_numpy(np.stack(images))
+        if self.package.config.num_codes:
+            codes = autoencoder.encode_indices(pixels)
+            return [ImagePart(latent) for latent in rearrange(codes, "b i j -> b 1 i j")]
+        return [
+            ImagePart(latent) for latent in autoencoder.normalize(autoencoder.encode(pixels).mean)
+        ]
+
+    def parts_of(self, raw: torch.Tensor) -> list[ImagePart]:
+        """Images from what the data hold of them, all at once: raw latents, or codes."""
+        if self.package.config.num_codes:
+            return [ImagePart(codes) for codes in raw]
+        return [ImagePart(latent) for latent in self.package.autoencoder.normalize(raw)]
+
+    @torch.inference_mode()
+    def pixels_of(self, parts: Sequence[ImagePart]) -> list[Pixels]:
+        """What the autoencoder makes of images."""
+        decoded: list[Pixels] = []
+        for start in range(0, len(parts), DECODED_AT_ONCE):
+            batch = torch.stack([part.latent for part in parts[start : start + DECODED_AT_ONCE]])
+            autoencoder = self.package.autoencoder
+            made = (
+                autoencoder.decode_indices(batch[:, 0])
+                if self.package.config.num_codes
+                else autoencoder.decode(batch)
+            )
+            decoded.extend(made.cpu().numpy())
+        return decoded
 
     def _part(self, segment: Segment) -> Part:
         if isinstance(segment, str):
@@ -104,11 +131,3 @@ class Sampler:
                 f"an image must be {size} x {size} px RGB, got an array of {segment.shape}"
             )
         return self.encode_images([segment])[0]
-
-    @torch.inference_mode()
-    def _decode(self, latents: Sequence[torch.Tensor]) -> Iterator[np.ndarray]:
-        decoded: list[np.ndarray] = []
-        for start in range(0, len(latents), DECODED_AT_ONCE):
-            batch = torch.stack(list(latents[start : start + DECODED_AT_ONCE]))
-            decoded.extend(self.package.autoencoder.decode(batch).cpu().numpy())
-        return iter(decoded)

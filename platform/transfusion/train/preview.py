@@ -45,6 +45,7 @@ class Painter:
             name="training",
             model=config.model,
             num_pieces=plan.num_pieces,
+            num_codes=plan.num_codes,
             special_ids={},
             layout=SequenceLayout.model_validate(plan.layout),
             sequence_length=plan.sequence_length,
