@@ -69,7 +69,7 @@ class Captions:
                 continue
             file_name = row.get("file_name")
             if not isinstance(file_name, str) or not file_name:
-                names = ", ".join(str(name) for name in row)
+                names = ", ".join(map(str, row)).encode("utf-8", "backslashreplace").decode()
                 self.faults.append(
                     Rejected(where, "bad_metadata", f"no 'file_name'; there are {names}"[:200])
                 )
@@ -156,9 +156,11 @@ def _parquet(data: bytes, url: str) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from data_pipelines.sources.parquet_rows import UNREADABLE
+
     try:
         rows = pq.read_table(pa.BufferReader(data), page_checksum_verification=True).to_pylist()
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise ArtifactError(f"{url}: is no readable Parquet file: {error}") from error
     yield from enumerate(rows)
 

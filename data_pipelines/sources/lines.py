@@ -21,6 +21,9 @@ def read_lines(
 
     A line that is too long is a rejected row (`too_long`), and so is the place from where on a packed file cannot
     be unpacked (`truncated`).
+
+    Raises:
+        OSError: The disk cannot be read.
     """
     number = 0
     try:
@@ -30,12 +33,22 @@ def read_lines(
             else:
                 yield number, line
     except UNPACKING as error:
+        if of_the_disk(error):
+            raise
         detail = f"from here on: {type(error).__name__}: {error}"
         yield Rejected(f"{key}:{number + 1}", "truncated", detail[:200])
 
 
 def unpacked(stream: BinaryIO, key: str) -> io.BufferedIOBase:
-    """What a packed file holds, as its key's ending says how; any other as it is."""
+    """What a packed file holds, as its key's ending says how; any other as it is.
+
+    Raises:
+        EOFError: A packed file without a byte. The libraries take it for the end of one.
+    """
+    if key.endswith((".gz", ".zst")):
+        if not stream.read(1):
+            raise EOFError("the file is empty; packing nothing gives some bytes")
+        stream.seek(0)
     if key.endswith(".gz"):
         return gzip.GzipFile(fileobj=stream, mode="rb")
     if key.endswith(".zst"):
@@ -46,10 +59,15 @@ def unpacked(stream: BinaryIO, key: str) -> io.BufferedIOBase:
     return cast("io.BufferedIOBase", stream)
 
 
+def of_the_disk(error: BaseException) -> bool:
+    """Whether the system failed to read, which says nothing of the file: libraries' own errors have no number."""
+    return isinstance(error, OSError) and bool(error.errno)
+
+
 def _lines(file: io.BufferedIOBase, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    number = 0
-    while line := file.readline(max_bytes + 2):
-        number += 1
+    number, most = 0, max_bytes + len(BYTE_ORDER_MARK)
+    while line := file.readline(most + 2):
+        number, most = number + 1, max_bytes
         if number == 1:
             line = line.removeprefix(BYTE_ORDER_MARK)
         content = line.removesuffix(b"\n").removesuffix(b"\r")

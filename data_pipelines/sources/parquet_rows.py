@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipelines.documents import Rejected
+from data_pipelines.sources.lines import of_the_disk
 from data_pipelines.sources.row_files import Row
 from transfusion.errors import ArtifactError
 
@@ -23,7 +24,8 @@ _MOST_ROWS = 1024
 _BUFFER_BYTES = 4 * 2**20
 """Read at once of each column: a row group of gigabytes is never held whole."""
 
-_UNREADABLE = (pa.ArrowException, ValueError, OverflowError, LookupError)
+UNREADABLE = (pa.ArrowException, ValueError, OverflowError, LookupError)
+"""What pyarrow raises on bytes that are no Parquet, and on values that Python cannot hold; also OSError."""
 
 
 def read_parquet_rows(
@@ -36,11 +38,12 @@ def read_parquet_rows(
 
     Raises:
         ArtifactError: It is no Parquet file, lacks a column, or its columns do not fit together.
+        OSError: The disk cannot be read.
     """
-    with _open(stream, url) as file:
+    with open_parquet(stream, url) as file:
         _check(file.schema_arrow.names, url=url, columns=columns)
         first = 0
-        for number, group in enumerate(_groups(file, url)):
+        for number, group in enumerate(row_groups(file, url)):
             batches = file.iter_batches(
                 batch_size=group.rows_per_batch, row_groups=[number], columns=columns
             )
@@ -60,11 +63,17 @@ def column_types(stream: BinaryIO, *, url: str) -> dict[str, str]:
     Raises:
         ArtifactError: It is no Parquet file.
     """
-    with _open(stream, url) as file:
+    with open_parquet(stream, url) as file:
         return {field.name: str(field.type) for field in file.schema_arrow}
 
 
-class _Group(NamedTuple):
+class NoParquetError(ArtifactError):
+    """The bytes are no Parquet file."""
+
+
+class Group(NamedTuple):
+    """A row group, as the footer has it."""
+
     num_rows: int
     rows_per_batch: int
 
@@ -74,11 +83,18 @@ def _as_broken(url: str) -> Iterator[None]:
     """Whatever is raised on reading a footer says that the file is broken."""
     try:
         yield
-    except (*_UNREADABLE, OSError) as error:
-        raise ArtifactError(f"{url}: is no readable Parquet file: {_told(error)}") from error
+    except (*UNREADABLE, OSError) as error:
+        if of_the_disk(error):
+            raise
+        raise NoParquetError(f"{url}: is no readable Parquet file: {_told(error)}") from error
 
 
-def _open(stream: BinaryIO, url: str) -> pq.ParquetFile:
+def open_parquet(stream: BinaryIO, url: str) -> pq.ParquetFile:
+    """The file, with its page checksums to be verified.
+
+    Raises:
+        NoParquetError: It is no Parquet file.
+    """
     with _as_broken(url):
         file = pq.ParquetFile(stream, page_checksum_verification=True, buffer_size=_BUFFER_BYTES)
         # Converted when it is asked for, here first.
@@ -98,10 +114,13 @@ def _check(names: list[str], *, url: str, columns: Sequence[str]) -> None:
         raise ArtifactError(f"{url}: two columns are called {twice[0]!r}; rename one")
 
 
-def _groups(file: pq.ParquetFile, url: str) -> list[_Group]:
+def row_groups(file: pq.ParquetFile, url: str) -> list[Group]:
     """What the footer says of the row groups.
 
     Columns are not asked: of a damaged footer pyarrow 26 ends the process there (an uncaught C++ exception).
+
+    Raises:
+        NoParquetError: It contradicts itself.
     """
     groups = []
     with _as_broken(url):
@@ -109,7 +128,7 @@ def _groups(file: pq.ParquetFile, url: str) -> list[_Group]:
             group = file.metadata.row_group(number)
             mean = max(1, group.total_byte_size // max(1, group.num_rows))
             most = max(1, min(_MOST_ROWS, BATCH_BYTES // mean))
-            groups.append(_Group(group.num_rows, most))
+            groups.append(Group(group.num_rows, most))
         if file.metadata.num_rows != sum(group.num_rows for group in groups):
             raise ValueError("the footer contradicts itself")
     return groups
@@ -134,17 +153,19 @@ def _read_group(
                 else:
                     yield Row(row, values)
     except OSError as error:
+        if of_the_disk(error):
+            raise
         for lost in range(number, end):
             detail = f"from row {number} to {end - 1}: {_told(error)}"
             yield Rejected(f"{key}:{lost}", "broken_parquet", detail)
     except pa.ArrowException as error:
-        raise _shifted(where, _told(error)) from error
+        raise shifted(where, _told(error)) from error
     else:
         if number != end:
-            raise _shifted(where, f"{number - first} rows of {end - first}")
+            raise shifted(where, f"{number - first} rows of {end - first}")
 
 
-def _shifted(where: str, found: str) -> ArtifactError:
+def shifted(where: str, found: str) -> ArtifactError:
     """A damaged page header makes a reader pass over the page: that column's rows no longer meet the others'."""
     return ArtifactError(
         f"{where} is damaged ({found}): columns may be shifted against each other, and none of its rows can be "
@@ -156,7 +177,7 @@ def _plain(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
     """The rows as plain values, or what is wrong with one."""
     try:
         rows = batch.to_pylist()
-    except _UNREADABLE:
+    except UNREADABLE:
         yield from (_plain_row(batch, at) for at in range(batch.num_rows))
     else:
         yield from rows
@@ -165,7 +186,7 @@ def _plain(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | str]:
 def _plain_row(batch: pa.RecordBatch, at: int) -> dict[str, Any] | str:
     try:
         (values,) = batch.slice(at, 1).to_pylist()
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         return _told(error)
     return dict(values)
 

@@ -5,19 +5,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipelines.documents import Document, Rejected, Text
 from data_pipelines.sources.cells import metadata_of
-from data_pipelines.sources.lines import BYTE_ORDER_MARK, UNPACKING, read_lines, unpacked
+from data_pipelines.sources.lines import (
+    BYTE_ORDER_MARK,
+    UNPACKING,
+    of_the_disk,
+    read_lines,
+    unpacked,
+)
+from data_pipelines.sources.parquet_rows import (
+    UNREADABLE,
+    NoParquetError,
+    open_parquet,
+    row_groups,
+    shifted,
+)
 from transfusion.config import JSON
 
 _ROWS_PER_BATCH = 1024
-_BUFFER_BYTES = 4 * 2**20
-"""Read at once of a column: a row group of gigabytes is never held whole."""
-
-_UNREADABLE = (pa.ArrowException, OSError, ValueError, OverflowError, LookupError)
-"""What pyarrow raises on bytes that are no Parquet."""
 
 
 def read_rows(
@@ -51,56 +58,92 @@ def read_rows(
 def read_parquet(
     stream: BinaryIO, key: str, *, column: str, metadata: Sequence[str] = (), max_bytes: int
 ) -> Iterator[Document | Rejected]:
-    """Rows of a Parquet file; one that cannot be read, from there on, is one rejected row."""
-    row = 0
+    """Rows of a Parquet file.
+
+    Where a row group cannot be read on, each of its remaining rows is rejected and the next group is read; a file
+    that is none, or has no such column of text, is one rejected row.
+
+    Raises:
+        ArtifactError: Metadata may belong to other rows than the text.
+        OSError: The disk cannot be read.
+    """
     try:
-        with pq.ParquetFile(
-            stream, page_checksum_verification=True, buffer_size=_BUFFER_BYTES
-        ) as file:
-            names = file.schema_arrow.names
-            if column not in names:
-                detail = f"no column {column!r} for {file.metadata.num_rows} rows; there are {', '.join(names)}"
-                yield Rejected(key, "missing_column", detail)
-                return
-            kind = file.schema_arrow.field(column).type
-            if not _is_text(kind):
-                yield Rejected(key, "not_text", f"column {column!r} holds {kind}")
-                return
-            kept = [name for name in metadata if name in names]
-            wanted = list(dict.fromkeys([column, *kept]))
-            for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=wanted):
-                # As bytes: a string column may hold what is no UTF-8.
-                values = batch.column(column).cast(pa.large_binary()).to_pylist()
-                others = [_plain(batch.column(name)) for name in kept]
-                for value, *said in zip(values, *others, strict=True):
-                    yield _value(
-                        f"{key}:{row}", value, max_bytes, dict(zip(kept, said, strict=True))
-                    )
-                    row += 1
-            if row != file.metadata.num_rows:
-                # pyarrow takes a page that claims fewer rows for the end of its row group.
-                detail = f"{row:,} rows came of {file.metadata.num_rows:,}: a page is damaged"
-                yield Rejected(f"{key}:{row}", "broken_parquet", detail)
-    except _UNREADABLE as error:
-        detail = " ".join(str(error).split())[:200]
-        yield Rejected(f"{key}:{row}", "broken_parquet", f"from this row on: {detail}")
+        file = open_parquet(stream, key)
+        names, groups = file.schema_arrow.names, row_groups(file, key)
+    except NoParquetError as error:
+        yield Rejected(f"{key}:0", "broken_parquet", str(error))
+        return
+    with file:
+        if column not in names:
+            detail = f"no column {column!r} for {file.metadata.num_rows} rows; there are {', '.join(names)}"
+            yield Rejected(key, "missing_column", detail)
+            return
+        kind = file.schema_arrow.field(column).type
+        if not _is_text(kind):
+            yield Rejected(key, "not_text", f"column {column!r} holds {kind}")
+            return
+        kept = [name for name in metadata if name in names]
+        first = 0
+        for number, group in enumerate(groups):
+            end = first + group.num_rows
+            batches = file.iter_batches(
+                batch_size=min(_ROWS_PER_BATCH, group.rows_per_batch),
+                row_groups=[number],
+                columns=list(dict.fromkeys([column, *kept])),
+            )
+            yield from _group(batches, key, column, kept, max_bytes, span=(first, end))
+            first = end
+
+
+def _group(
+    batches: Iterator[pa.RecordBatch],
+    key: str,
+    column: str,
+    kept: Sequence[str],
+    max_bytes: int,
+    *,
+    span: tuple[int, int],
+) -> Iterator[Document | Rejected]:
+    """The rows of a row group, which have these numbers."""
+    row, end = span
+    try:
+        for batch in batches:
+            # As bytes: a string column may hold what is no UTF-8.
+            values = batch.column(column).cast(pa.large_binary()).to_pylist()
+            others = [_plain(batch.column(name)) for name in kept]
+            for value, *said in zip(values, *others, strict=True):
+                yield _value(f"{key}:{row}", value, max_bytes, dict(zip(kept, said, strict=True)))
+                row += 1
+        # pyarrow takes a page that claims fewer rows for the end of its row group.
+        told, moved = "a page is damaged", row != end
+    except (*UNREADABLE, OSError) as error:
+        if of_the_disk(error):
+            raise
+        told, moved = " ".join(str(error).split())[:200], not isinstance(error, OSError)
+    if moved and kept:
+        raise shifted(f"{key}: the group of rows {span[0]} to {end - 1}", told)
+    for lost in range(row, end):
+        yield Rejected(f"{key}:{lost}", "broken_parquet", f"from row {row} to {end - 1}: {told}")
 
 
 def _whole(stream: BinaryIO, key: str, max_bytes: int) -> Document | Rejected:
     try:
-        data = unpacked(stream, key).read(max_bytes + 1)
+        data = unpacked(stream, key).read(max_bytes + len(BYTE_ORDER_MARK) + 1)
     except UNPACKING as error:
+        if of_the_disk(error):
+            raise
         return Rejected(f"{key}:1", "truncated", f"{type(error).__name__}: {error}"[:200])
+    data = data.removeprefix(BYTE_ORDER_MARK)
     if len(data) > max_bytes:
         return Rejected(key, "too_long", f"more than {max_bytes} bytes")
-    return _checked(key, data.removeprefix(BYTE_ORDER_MARK))
+    return _checked(key, data)
 
 
 def _plain(column: pa.Array) -> list[Any]:
     """The values of a column; None for one that has no plain form, such as text that is no UTF-8."""
     try:
         return list(column.to_pylist())
-    except _UNREADABLE:
+    except (*UNREADABLE, OSError):
         return (
             [_plain(column[at : at + 1])[0] for at in range(len(column))]
             if len(column) > 1
@@ -118,7 +161,8 @@ def _json_row(row: str, line: bytes, column: str, metadata: Sequence[str]) -> Do
     if not isinstance(value, dict):
         return Rejected(row, "bad_json", f"a {type(value).__name__}, not an object")
     if column not in value:
-        return Rejected(row, "missing_column", f"no {column!r}; there are {', '.join(value)}"[:200])
+        there = ", ".join(value).encode("utf-8", "backslashreplace").decode()
+        return Rejected(row, "missing_column", f"no {column!r}; there are {there}"[:200])
     text = value[column]
     if text is None:
         return Rejected(row, "null_text", f"{column!r} is null")

@@ -284,3 +284,24 @@ def test_an_image_that_changed_after_listing_is_not_read_as_if_it_had_not(tmp_pa
     (tmp_path / "a.png").write_bytes(b"other")
     with pytest.raises(ArtifactError, match="changed"):
         list(read(config, shard))
+
+
+def test_metadata_that_is_damaged_is_named(tmp_path: Path) -> None:
+    place = tmp_path / "metadata.parquet"
+    rows = {"file_name": ["0.png", "1.png"], "text": ["first", "second"]}
+    pq.write_table(
+        pa.table(rows), place, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    place.write_bytes(place.read_bytes().replace(b"second", b"sEcond"))
+    with pytest.raises(ArtifactError, match=r"metadata\.parquet: is no readable Parquet file"):
+        list_shards(ImageFolderConfig(path=str(tmp_path)))
+
+
+def test_a_column_that_is_no_utf8_can_be_told_of(tmp_path: Path) -> None:
+    (tmp_path / "metadata.csv").write_bytes(b"file\xe9,text\n0.png,first\n")
+    (shard,) = list_shards(ImageFolderConfig(path=str(tmp_path)))
+    (row,) = read(ImageFolderConfig(path=str(tmp_path)), shard)
+    assert isinstance(row, Rejected)
+    assert row.reason == "bad_metadata"
+    assert r"file\udce9" in row.detail
+    row.detail.encode()

@@ -1,10 +1,15 @@
 """Text files as a source: text arrives as it was, and every bad row is named with its file and line."""
 
+import errno
 import gzip
+import io
 import json
 import os
+import random
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -315,3 +320,82 @@ def test_whatever_the_bytes_every_row_is_text_or_has_a_reason(
         else:
             assert row.reason
             row.detail.encode()
+
+
+def test_a_byte_order_mark_cuts_no_line_in_two(tmp_path: Path) -> None:
+    """Of a first line that is too long by less than the mark, the end was taken for a line of its own."""
+    for length, expected in ((20, ["x" * 20]), (21, []), (22, []), (23, []), (40, [])):
+        for file in ("a.txt", "a.txt.gz"):
+            data = b"\xef\xbb\xbf" + b"x" * length + b"\nsecond\n"
+            place = tmp_path / str(length) / file
+            place.parent.mkdir(exist_ok=True)
+            place.write_bytes(gzip.compress(data) if file.endswith(".gz") else data)
+            rows = _rows(path=str(place), max_document_bytes=20)
+            assert len(rows) == 2
+            assert _texts([r for r in rows if isinstance(r, Document)]) == [*expected, "second"]
+    whole = tmp_path / "20" / "a.txt"
+    whole.write_bytes(b"\xef\xbb\xbf" + b"x" * 20)
+    (row,) = _rows(path=str(whole), max_document_bytes=20, txt_documents="file")
+    assert _texts([row]) == ["x" * 20]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.zst", "a.txt.zst"])
+def test_a_packed_file_without_a_byte_is_told_of(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    for documents in ("line", "file"):
+        (row,) = _rows(path=str(tmp_path / name), txt_documents=documents)
+        assert isinstance(row, Rejected)
+        assert (row.key, row.reason) == (f"{name}:1", "truncated")
+    (tmp_path / "empty.txt").touch()
+    assert _rows(path=str(tmp_path / "empty.txt")) == []
+
+
+def test_a_damaged_row_group_costs_its_rows_one_by_one_and_no_other_group(tmp_path: Path) -> None:
+    texts = [f"text {number}" for number in range(9)]
+    place = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"text": texts, "n": list(range(9))}), place, row_group_size=3, compression="none",
+        use_dictionary=False, write_page_checksum=True,
+    )  # fmt: skip
+    data = place.read_bytes()
+    place.write_bytes(data.replace(b"text 4", b"tExt 4"))
+    rows = _rows(path=str(place), metadata_columns=("n",))
+    assert [row.key for row in rows] == [f"a.parquet:{number}" for number in range(9)]
+    lost = [row for row in rows if isinstance(row, Rejected)]
+    assert [(row.key, row.reason) for row in lost] == [
+        (f"a.parquet:{number}", "broken_parquet") for number in (3, 4, 5)
+    ]
+    found = {row.key: row for row in rows if isinstance(row, Document)}
+    assert found["a.parquet:7"].metadata == {"n": 7}
+    assert _texts([found["a.parquet:7"]]) == ["text 7"]
+
+
+class BadDisk(io.FileIO):
+    """Reads the first 64 KiB of a file."""
+
+    def readinto(self, buffer: Any) -> int:
+        if self.tell() >= 2**16:
+            raise OSError(errno.EIO, "Input/output error")
+        return super().readinto(buffer)
+
+
+@pytest.mark.parametrize("key", ["a.txt.gz", "a.txt.zst", "a.parquet"])
+def test_a_disk_that_cannot_be_read_is_no_fault_of_the_file(key: str, tmp_path: Path) -> None:
+    noise = random.Random(0).randbytes(400_000).hex()
+    lines = "\n".join(noise[at : at + 100] for at in range(0, len(noise), 100)).encode()
+    parquet = pa.BufferOutputStream()
+    pq.write_table(pa.table({"text": [noise]}), parquet)
+    data = {
+        "a.txt.gz": gzip.compress(lines),
+        "a.txt.zst": zstandard(lines),
+        "a.parquet": parquet.getvalue().to_pybytes(),
+    }[key]
+    (tmp_path / key).write_bytes(data)
+    stream = io.BufferedReader(BadDisk(tmp_path / key))
+    rows: Iterator[Document | Rejected] = (
+        read_parquet(stream, key, column="text", max_bytes=10**7)
+        if key == "a.parquet"
+        else read_rows(stream, key, column=None, whole=False, max_bytes=1000)
+    )
+    with pytest.raises(OSError, match="Input/output error"):
+        list(rows)
