@@ -120,3 +120,17 @@ def test_the_default_objective_sums_to_the_bit_what_the_noise_alone_does():
     assert torch.equal(
         loss_sums(output, batch, default).diffusion_sum, loss_sums(output, batch).diffusion_sum
     )
+
+
+def test_z_loss_is_the_squared_log_of_the_denominator():
+    batch = batch_of(2)
+    torch.manual_seed(0)
+    logits = torch.randn(6, 8, requires_grad=True)
+    output = ModelOutput(logits=logits, epsilon=torch.zeros(3, 1, 2, 2))
+    plain, with_z = loss_sums(output, batch), loss_sums(output, batch, z_loss_weight=0.1)
+    assert plain.z_sum is None
+    assert torch.equal(plain.lm_sum, with_z.lm_sum)
+    by_hand = sum(math.log(row.exp().sum()) ** 2 for row in logits.detach()[:4])
+    assert float(with_z.z_sum) == pytest.approx(0.1 * by_hand, rel=1e-5)
+    losses = [combine(sums, global_lm_count=8, global_image_count=4) for sums in (plain, with_z)]
+    assert float(losses[1] - losses[0]) == pytest.approx(0.1 * by_hand / 8, rel=1e-4)

@@ -31,17 +31,29 @@ class LossSums:
 
     image_count: Float[Tensor, ""]
 
+    z_sum: Float[Tensor, ""] | None = None
+    """The z-loss of the text targets with its weight; None where it has none."""
 
-def loss_sums(output: ModelOutput, batch: PackedBatch, noised: Noised | None = None) -> LossSums:
+
+def loss_sums(
+    output: ModelOutput,
+    batch: PackedBatch,
+    noised: Noised | None = None,
+    *,
+    z_loss_weight: float = 0.0,
+) -> LossSums:
     """The losses of one micro-batch as sums and counts.
 
     Args:
         noised: What the model was to predict of the images, and how much each counts: their noise, all alike, when
             it is left out. Weights move the sum, never the count.
+        z_loss_weight: Of the squared logarithm of the softmax's denominator (Chameleon, arXiv:2405.09818, 2.3.2).
     """
-    cross_entropy = F.cross_entropy(
-        output.logits.float(), batch.text_targets.long(), reduction="none"
-    )
+    logits = output.logits.float()
+    cross_entropy = F.cross_entropy(logits, batch.text_targets.long(), reduction="none")
+    z_sum = None
+    if z_loss_weight:
+        z_sum = z_loss_weight * (logits.logsumexp(dim=-1).square() * batch.text_weight).sum()
     error = image_errors(output.epsilon, batch.noise if noised is None else noised.target)
     if noised is not None and noised.weight is not None:
         error = error * noised.weight
@@ -50,6 +62,7 @@ def loss_sums(output: ModelOutput, batch: PackedBatch, noised: Noised | None = N
         lm_count=batch.text_weight.sum(),
         diffusion_sum=(error * batch.image_weight).sum(),
         image_count=batch.image_weight.sum(),
+        z_sum=z_sum,
     )
 
 
@@ -73,9 +86,12 @@ def combine(
         global_lm_count: Text targets in the whole global batch, over all ranks and micro-batches.
         global_image_count: Images in the whole global batch.
     """
-    return sums.lm_sum / _at_least_one(global_lm_count) + diffusion_weight * (
+    share = sums.lm_sum / _at_least_one(global_lm_count) + diffusion_weight * (
         sums.diffusion_sum / _at_least_one(global_image_count)
     )
+    if sums.z_sum is not None:
+        share = share + sums.z_sum / _at_least_one(global_lm_count)
+    return share
 
 
 def _at_least_one(count: Tensor | float | int) -> Tensor | float | int:

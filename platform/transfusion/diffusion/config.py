@@ -52,6 +52,9 @@ class ObjectiveConfig(NoiseConfig):
     diffusion_weight: float = Field(default=5.0, ge=0)
     """Weight of the diffusion loss against the language loss."""
 
+    z_loss_weight: float = Field(default=0.0, ge=0)
+    """Of the squared logarithm of the softmax's denominator, which keeps it near 1; 1e-5 in Chameleon."""
+
     noise_limit: int = Field(default=500, ge=1)
     """An image that later text sees draws its timestep below this: text about noise teaches little."""
 

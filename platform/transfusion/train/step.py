@@ -257,7 +257,9 @@ class TransformerTrainee:
     def _forward(self, batch: PackedBatch) -> LossSums:
         there = batch.to(self._device, non_blocking=True)
         noised = self._noising.apply(there.latents, there.noise, there.timesteps, clean=there.clean)
-        return loss_sums(self.model(there, noised.latents), there, noised)
+        z_loss_weight = self.config.objective.z_loss_weight
+        output = self.model(there, noised.latents)
+        return loss_sums(output, there, noised, z_loss_weight=z_loss_weight)
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
         lm = sums["lm"] / max(counts["text_tokens"], 1.0)
