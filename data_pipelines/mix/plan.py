@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import UInt64
 
 from data_pipelines.mix.config import MixConfig
@@ -21,7 +22,16 @@ from transfusion.stage import StageContext
 SEQUENCES_PER_FILE = 2048
 """Of one lane: a file is read whole when its first step is reached."""
 
+SEQUENCES_PER_BLOCK = 2**18
+"""Of all lanes, which are held while they are packed: more than 128 lanes have shorter files."""
+
 _ORDER_OF_PAIR = 3
+
+
+def steps_per_block(shape: Shape) -> int:
+    """Steps whose sequences are planned together, and of which a lane has one file."""
+    per_lane = min(SEQUENCES_PER_FILE, SEQUENCES_PER_BLOCK // shape.lanes)
+    return max(1, per_lane // shape.sequences_per_micro_batch)
 
 
 class Plan:
@@ -29,13 +39,13 @@ class Plan:
 
     def __init__(self, config: MixConfig, context: StageContext, shape: Shape) -> None:
         self._config, self._context, self._shape = config, context, shape
-        self.steps_per_block = max(1, SEQUENCES_PER_FILE // shape.sequences_per_micro_batch)
+        self.steps_per_block = steps_per_block(shape)
 
     def training(self, streams: Streams, statistics: Statistics) -> Iterator[FileEntry]:
         """The blocks of every lane.
 
         Raises:
-            ArtifactError: A source that must last does not, or all are exhausted.
+            ArtifactError: A source that must last does not, or all are exhausted, be it before the first step.
         """
         blocks = pack(
             streams.streams,
@@ -53,19 +63,22 @@ class Plan:
                     statistics.add(block)
                     if not block.num_steps:
                         break
-                    words = self._words(block, streams)
-                    for lane in range(self._shape.lanes):
-                        yield self._store(block_name(lane, number), block, words, lane)
+                    tables = self._tables(block, streams, self._shape)
+                    for lane, table in enumerate(tables):
+                        yield self._stored(block_name(lane, number), table)
                     progress.advance(block.num_steps)
             except Exhausted as exhausted:
                 raise ArtifactError(self._explained(exhausted, streams)) from exhausted
+            if not statistics.num_steps:
+                raise ArtifactError(self._explained(Exhausted(None, 0), streams))
 
     def validation(self, streams: Streams, limits: Limits) -> FileEntry:
         """A few micro-batches of what is held out."""
         number = self._config.validation_micro_batches
+        shape = Shape(**{**vars(self._shape), "lanes": 1})
         [block] = pack(
             streams.streams,
-            Shape(**{**vars(self._shape), "lanes": 1}),
+            shape,
             seed=self._config.seed,
             window=self._config.shuffle_window,
             num_steps=number,
@@ -73,7 +86,8 @@ class Plan:
             phases=streams.phases,
             fixed_limits=limits,
         )
-        return self._store(VALIDATION, block, self._words(block, streams), 0, lanes=1)
+        [table] = self._tables(block, streams, shape)
+        return self._stored(VALIDATION, table)
 
     def _explained(self, exhausted: Exhausted, streams: Streams) -> str:
         steps = f"at step {exhausted.step} of {self._config.num_steps}"
@@ -114,24 +128,23 @@ class Plan:
             epoch=block.epoch,
         ).to_words()
 
-    def _store(
-        self,
-        name: str,
-        block: PackedSteps,
-        words: UInt64[np.ndarray, "r 2"],
-        lane: int,
-        *,
-        lanes: int | None = None,
-    ) -> FileEntry:
-        lanes = lanes or self._shape.lanes
-        per_lane = self._shape.sequences_per_micro_batch
+    def _tables(self, block: PackedSteps, streams: Streams, shape: Shape) -> Iterator[pa.Table]:
+        """Of each lane."""
+        words = self._words(block, streams)
         # Sequences lie in the order step, lane, slot.
-        lane_of = np.arange(len(block.counts)) // per_lane % lanes
-        mine = np.repeat(lane_of == lane, block.counts)
-        table = sequences_table(
-            words[mine],
-            counts=block.counts[lane_of == lane],
-            first_step=block.first_step,
-            sequences_per_step=per_lane,
-        )
+        per_lane = shape.sequences_per_micro_batch
+        lane_of = np.arange(len(block.counts)) // per_lane % shape.lanes
+        if shape.lanes > 1:
+            words = words[np.argsort(np.repeat(lane_of, block.counts), kind="stable")]
+        counts = block.counts[np.argsort(lane_of, kind="stable")].reshape(shape.lanes, -1)
+        ends = np.cumsum(counts.sum(axis=1))
+        for of_lane, end in zip(counts, ends, strict=True):
+            yield sequences_table(
+                words[end - of_lane.sum() : end],
+                counts=of_lane,
+                first_step=block.first_step,
+                sequences_per_step=per_lane,
+            )
+
+    def _stored(self, name: str, table: pa.Table) -> FileEntry:
         return store_table(self._context.store, f"{self._context.pool}/data", name, table)

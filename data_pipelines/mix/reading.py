@@ -13,6 +13,7 @@ from data_pipelines.mix.filters import check_columns
 from data_pipelines.mix.side_by_side import in_threads
 from data_pipelines.mix.takedown import Takedown
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.mixture import MAX_SHARDS
 from transfusion.errors import ArtifactError
 from transfusion.ingest.index import shard_entries
 from transfusion.stage import StageContext
@@ -76,4 +77,9 @@ def _places(config: MixConfig, inputs: Mapping[str, Artifact]) -> list[ShardPlac
         if not entries:
             raise ArtifactError(f"sources.{name}: its inputs have no shard that could be read")
         found += [ShardPlace(name, len(found) + i, *pair) for i, pair in enumerate(entries)]
+    if len(found) > MAX_SHARDS:
+        raise ArtifactError(
+            f"sources: they have {len(found):,} shards in all, and a plan tells at most {MAX_SHARDS:,} apart: "
+            "put more rows into a shard, or leave a source out"
+        )
     return found
