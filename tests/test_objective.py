@@ -57,6 +57,7 @@ def test_shares_of_micro_batches_add_up_to_the_loss_of_the_whole():
             lm_count=torch.tensor(n),
             diffusion_sum=torch.tensor(diffusion),
             image_count=torch.tensor(images),
+            image_errors=torch.tensor([diffusion]),
         )
         for lm, n, diffusion, images in [
             (6.0, 2.0, 1.0, 1.0),
@@ -74,7 +75,13 @@ def test_shares_of_micro_batches_add_up_to_the_loss_of_the_whole():
 
 def test_a_batch_without_images_or_text_has_a_loss_of_zero_not_nan():
     nothing = torch.tensor(0.0)
-    sums = LossSums(lm_sum=nothing, lm_count=nothing, diffusion_sum=nothing, image_count=nothing)
+    sums = LossSums(
+        lm_sum=nothing,
+        lm_count=nothing,
+        diffusion_sum=nothing,
+        image_count=nothing,
+        image_errors=torch.zeros(0),
+    )
     assert float(combine(sums, global_lm_count=nothing, global_image_count=0.0)) == 0.0
 
 

@@ -34,6 +34,9 @@ class LossSums:
     z_sum: Float[Tensor, ""] | None = None
     """The z-loss of the text targets with its weight; None where it has none."""
 
+    image_errors: Float[Tensor, " m"]
+    """What each slot adds to `diffusion_sum`."""
+
 
 def loss_sums(
     output: ModelOutput,
@@ -57,12 +60,14 @@ def loss_sums(
     error = image_errors(output.epsilon, batch.noise if noised is None else noised.target)
     if noised is not None and noised.weight is not None:
         error = error * noised.weight
+    error = error * batch.image_weight
     return LossSums(
         lm_sum=(cross_entropy * batch.text_weight).sum(),
         lm_count=batch.text_weight.sum(),
-        diffusion_sum=(error * batch.image_weight).sum(),
+        diffusion_sum=error.sum(),
         image_count=batch.image_weight.sum(),
         z_sum=z_sum,
+        image_errors=error,
     )
 
 
@@ -79,6 +84,7 @@ def combine(
     global_lm_count: Float[Tensor, ""] | float | int,
     global_image_count: Float[Tensor, ""] | float | int,
     diffusion_weight: float = 5.0,
+    lm_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """This micro-batch's share of the loss of the global batch: the shares add up to the whole.
 
@@ -86,7 +92,7 @@ def combine(
         global_lm_count: Text targets in the whole global batch, over all ranks and micro-batches.
         global_image_count: Images in the whole global batch.
     """
-    share = sums.lm_sum / _at_least_one(global_lm_count) + diffusion_weight * (
+    share = lm_weight * (sums.lm_sum / _at_least_one(global_lm_count)) + diffusion_weight * (
         sums.diffusion_sum / _at_least_one(global_image_count)
     )
     if sums.z_sum is not None:

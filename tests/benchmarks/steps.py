@@ -11,7 +11,8 @@ from transfusion.sequence.batch import PackedBatch
 from transfusion.train.config import TrainConfig
 from transfusion.train.loop_config import Precision
 from transfusion.train.parallel import AveragedWeights, parameter_groups, set_precision
-from transfusion.train.step import BatchSource, TransformerTrainee
+from transfusion.train.source import BatchSource
+from transfusion.train.step import TransformerTrainee
 from transfusion.train.trainee import StepResult
 
 

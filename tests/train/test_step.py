@@ -23,6 +23,7 @@ from tests.train.worlds import (
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.model.transformer import TransfusionModel
+from transfusion.train.measures import GROUPS, group_of
 from transfusion.train.parallel import AveragedWeights, lanes_of, parameter_groups
 from transfusion.train.schedule import ema_decay, learning_rate
 
@@ -44,11 +45,14 @@ def plain_training(settings):
     from diffusers import DDPMScheduler
 
     noising = DDPMScheduler(1000, beta_schedule="squaredcos_cap_v2")
-    losses, norms = [], []
+    losses, norms, measures = [], [], []
+    stream = []
+    model.norm.register_forward_pre_hook(lambda _, given: stream.append(given[0].detach()))
     average = [p.detach().clone() for p in model.parameters()]
     for step in range(settings.steps):
         batches = [source.micro_batch(step, lane) for lane in range(source.lanes)]
         entropy, error, targets, images = 0.0, 0.0, 0.0, 0.0
+        noisiest, text, patches = [], [], []
         for batch in batches:
             noisy = noising.add_noise(batch.latents, batch.noise, batch.timesteps)
             output = model(batch, noisy)
@@ -61,9 +65,23 @@ def plain_training(settings):
             squares = (output.epsilon[shown] - batch.noise[shown]) ** 2
             error += squares.mean((1, 2, 3)).sum()
             images += shown.sum()
+            noisiest += squares[batch.timesteps[shown] >= 750].detach().mean((1, 2, 3)).tolist()
+            rows = stream.pop().flatten(0, 1).square().mean(-1)
+            text += rows[batch.text_rows[used]].tolist()
+            patches += rows[batch.image_positions[shown]].flatten().tolist()
         loss = entropy / targets + 5 * error / images
         optimizer.zero_grad()
         loss.backward()
+        feeding = [p.grad.norm() for n, p in model.named_parameters() if ".ffn" in n]
+        measures.append(
+            {
+                "images_t3": len(noisiest),
+                "diffusion_loss_t3": sum(noisiest) / len(noisiest) if noisiest else None,
+                "grad_norm_ffn": torch.stack(feeding).norm().item(),
+                "stream_rms_text": (sum(text) / len(text)) ** 0.5,
+                "stream_rms_image": (sum(patches) / len(patches)) ** 0.5,
+            }
+        )
         norms.append(nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
         warm = min((step + 1) / settings.warmup_steps, 1)
         after = max(step - settings.warmup_steps, 0) / (settings.steps - 1 - settings.warmup_steps)
@@ -76,7 +94,7 @@ def plain_training(settings):
         decay_now = min(settings.ema_decay, (1 + step) / (10 + step))
         for old, new in zip(average, model.parameters(), strict=True):
             old.mul_(decay_now).add_(new.detach(), alpha=1 - decay_now)
-    return losses, norms, dict(model.named_parameters()), average
+    return losses, norms, measures, dict(model.named_parameters()), average
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +112,17 @@ def test_any_number_of_workers_takes_the_steps_of_plain_torch(world, plain, work
     else:
         in_world(workers, train_and_keep, tmp_path)
     outcome = json.loads((tmp_path / "outcome.json").read_text())
-    losses, norms, weights, average = plain
+    losses, norms, measures, weights, average = plain
     found = rows(tmp_path, outcome)
     assert [row["loss"] for row in found] == pytest.approx(losses, rel=2e-5)
     assert [row["grad_norm"] for row in found] == pytest.approx(norms, rel=1e-4)
+    for row, by_hand in zip(found, measures, strict=True):
+        assert {name: row.get(name) for name in by_hand} == pytest.approx(by_hand, rel=1e-4)
+        groups = [row[f"grad_norm_{group}"] ** 2 for group in GROUPS]
+        assert sum(groups) == pytest.approx(row["grad_norm"] ** 2, rel=1e-4)
+        levels = [row.get(f"diffusion_loss_t{n}", 0) * row[f"images_t{n}"] for n in range(4)]
+        assert sum(levels) == pytest.approx(row["diffusion_loss"] * row["images"], rel=1e-5)
+    assert any(row["images_t3"] for row in found)
     final = load(result_file(tmp_path, outcome, "model.safetensors"))
     assert set(final) == set(weights)
     for name, tensor in weights.items():
@@ -196,6 +221,25 @@ def test_weights_are_exchanged_and_come_back_to_the_bit():
     torch.testing.assert_close(model.weight.detach(), before + 0.25)
     averaged.exchange()
     assert torch.equal(model.weight.detach(), trained)
+
+
+@pytest.mark.parametrize("weights", ["shared", "by_modality"])
+def test_every_weight_is_measured_with_what_it_is_part_of(weights):
+    model = TransfusionModel(
+        model_config().model_copy(update={"weights": weights}), vocab_size=45, latent_channels=4
+    )
+    found = {}
+    for name, parameter in model.named_parameters():
+        found[group_of(name)] = found.get(group_of(name), 0) + parameter.numel()
+    assert set(found) == set(GROUPS)
+    dim = model.config.dim
+    image = 2 if weights == "by_modality" else 1
+    assert found["embeddings"] == 45 * dim
+    assert found["head"] == 45 * dim + image * dim
+    blocks = sum(weight.numel() for weight in model.blocks.parameters())
+    assert found["attention"] + found["ffn"] == blocks
+    gains = model.config.depth * image * dim
+    assert found["ffn"] == model.config.depth * image * 3 * dim * model.config.hidden_dim + gains
 
 
 def test_norms_biases_and_embeddings_are_not_decayed():

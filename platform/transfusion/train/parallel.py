@@ -1,6 +1,7 @@
 """Sharding, precision and averaged weights, applied to a model from outside. Plain torch."""
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,14 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def num_copies(tensor: Tensor) -> int:
+    """How many ranks hold each element of it: what a sum over all ranks counts it."""
+    if not isinstance(tensor, DTensor):
+        return dist.get_world_size()
+    sizes = zip(tensor.placements, tensor.device_mesh.shape, strict=True)
+    return math.prod(size for placement, size in sizes if placement.is_replicate())
 
 
 class AveragedWeights:

@@ -8,13 +8,11 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from transfusion.diffusion.noising import Noising
 from transfusion.model.transformer import TransfusionModel
@@ -22,6 +20,14 @@ from transfusion.objective import LossSums, combine, loss_sums
 from transfusion.sequence.batch import PackedBatch
 from transfusion.sequence.special import SpecialIds
 from transfusion.train.config import TrainConfig
+from transfusion.train.measures import (
+    GradientGroups,
+    Stopwatch,
+    StreamSizes,
+    Tally,
+    level_sums,
+    measured,
+)
 from transfusion.train.parallel import (
     AveragedWeights,
     all_sum,
@@ -35,36 +41,12 @@ from transfusion.train.parallel import (
 from transfusion.train.pictures import Preview
 from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
 from transfusion.train.preview import Painter, held_out_captions
+from transfusion.train.source import BatchSource, ReadAhead
 from transfusion.train.trainee import StepResult, Written
 
 log = logging.getLogger(__name__)
 
 RAW_NAME, AVERAGED_NAME = "model.safetensors", "ema.safetensors"
-
-
-@runtime_checkable
-class BatchSource(Protocol):
-    """Where batches come from: arithmetic on (step, lane), so that resuming is a number."""
-
-    @property
-    def lanes(self) -> int:
-        """Micro-batches of a global batch."""
-
-    @property
-    def num_validation(self) -> int:
-        """Held-out micro-batches."""
-
-    def micro_batch(self, step: int, lane: int) -> PackedBatch:
-        """A lane's part of a global batch."""
-
-    def zero_batch(self) -> PackedBatch:
-        """A micro-batch in which everything has weight 0."""
-
-    def validation(self, index: int) -> PackedBatch:
-        """A held-out micro-batch with fixed noise and timesteps."""
-
-    def document_ids(self, step: int, lane: int) -> Sequence[str]:
-        """What a micro-batch was packed from, for messages."""
 
 
 class TransformerTrainee:
@@ -107,10 +89,10 @@ class TransformerTrainee:
         self._noising = Noising.of(config.objective, device=device)
         self._make_painter = painter
         self._painter: Painter | None = None
-        self._suspects: list[int] = []
-        # One thread touches the source: it reads the next step's batches while this one is computed.
-        self._reading = ThreadPoolExecutor(1, thread_name_prefix="ingest")
-        self._ahead: dict[int, Future[list[PackedBatch]]] = {}
+        self._lane_losses: list[tuple[int, Tensor]] = []
+        self._reading = ReadAhead(source, steps=config.steps)
+        self._sizes = StreamSizes(model.blocks[-1])
+        self._gradients = GradientGroups(model.named_parameters())
 
     def _new_model(self, config: TrainConfig, latent_channels: int, *, on: str) -> TransfusionModel:
         with torch.device(on):
@@ -126,7 +108,7 @@ class TransformerTrainee:
         owned = lanes_of(
             dist.get_rank(), world_size=dist.get_world_size(), lanes=self._source.lanes
         )
-        batches = self._take(step, owned)
+        batches = self._reading.take(step, owned)
         waited = time.perf_counter() - began
         counts = all_sum(
             {
@@ -135,34 +117,40 @@ class TransformerTrainee:
             },
             device=self._device,
         )
-        found = {"lm": 0.0, "diffusion": 0.0, "stop": float(stop)}
-        self._suspects = []
+        tally, watch = Tally(self._device), Stopwatch(self._device)
+        tally.add(stop=float(stop))
+        self._lane_losses = []
         for lane, batch in zip(owned, batches, strict=True):
-            sums = self._forward(batch)
+            watch.mark("forward")
+            sums = self._forward(batch, tally)
             share = combine(
                 sums,
                 global_lm_count=counts["text_tokens"],
                 global_image_count=counts["images"],
                 diffusion_weight=self.config.objective.diffusion_weight,
+                lm_weight=self.config.objective.lm_weight,
             )
+            watch.mark("backward")
             # FSDP takes the mean over ranks; the shares are to add up.
             (share * dist.get_world_size()).backward()
-            lm, diffusion = sums.lm_sum.item(), sums.diffusion_sum.item()
-            if lane is not None and not math.isfinite(lm + diffusion):
-                self._suspects.append(lane)
-            found["lm"] += lm
-            found["diffusion"] += diffusion
-        everyone = all_sum(found, device=self._device)
+            watch.mark()
+            if lane is not None:
+                self._lane_losses.append((lane, share.detach()))
+        tally.add(**self._gradients.sums())
+        everyone = tally.over_ranks()
         losses = self._losses(everyone, counts)
+        forward_s, backward_s = watch.seconds(("forward", "backward"))
         patches = float(batches[0].image_positions.shape[1])
         return StepResult(
-            values={**losses, **counts},
+            values={**losses, **counts, **measured(everyone, counts)},
             shown={name: f"{losses[name]:.4f}" for name in ("lm_loss", "diffusion_loss")},
             rates={
                 "tokens": counts["text_tokens"] + patches * counts["images"],
                 "images": counts["images"],
             },
             data_s=waited,
+            forward_s=forward_s,
+            backward_s=backward_s,
             stop=everyone["stop"] > 0,
         )
 
@@ -175,7 +163,7 @@ class TransformerTrainee:
         with torch.no_grad():
             for index in lanes_of(dist.get_rank(), world_size=dist.get_world_size(), lanes=count):
                 # A rank that has none left runs the first again, unweighted: forwards are collectives.
-                batch = self._reading.submit(self._source.validation, index or 0).result()
+                batch = self._reading.ask(self._source.validation, index or 0)
                 sums = self._forward(batch)
                 if index is not None:
                     total["lm"] += sums.lm_sum.item()
@@ -194,7 +182,7 @@ class TransformerTrainee:
             return None
         try:
             self._painter = self._painter or self._make_painter()
-            batch = self._reading.submit(self._source.validation, 0).result()
+            batch = self._reading.ask(self._source.validation, 0)
             captions = held_out_captions(batch, self._special)
             return self._painter.paint(weights, captions) if captions else None
         except Exception as error:
@@ -204,11 +192,12 @@ class TransformerTrainee:
     def describe(self, step: int) -> str:
         """Documents of the lanes whose loss was no number; of the whole batch when only gradients were."""
         everyone: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(everyone, self._suspects)
+        suspects = [lane for lane, loss in self._lane_losses if not math.isfinite(loss.item())]
+        dist.all_gather_object(everyone, suspects)
         lanes = sorted({lane for part in everyone for lane in part})
         told = []
         for lane in lanes or range(self._source.lanes):
-            ids = list(self._reading.submit(self._source.document_ids, step, lane).result())
+            ids = list(self._reading.ask(self._source.document_ids, step, lane))
             more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
             told.append(f"lane {lane}: {', '.join(ids[:8])}{more}")
         return "; ".join(told[:4]) + (f"; and {len(told) - 4} lanes more" if len(told) > 4 else "")
@@ -216,9 +205,7 @@ class TransformerTrainee:
     def documents(self, step: int) -> Mapping[str, Sequence[str]]:
         """Documents of every lane."""
         return {
-            f"lane {lane}": list(
-                self._reading.submit(self._source.document_ids, step, lane).result()
-            )
+            f"lane {lane}": list(self._reading.ask(self._source.document_ids, step, lane))
             for lane in range(self._source.lanes)
         }
 
@@ -236,33 +223,23 @@ class TransformerTrainee:
                 save_file(tensors, folder / name, metadata={"format": "pt"})
         return Written(metadata={"num_parameters": self.num_parameters}, metrics={})
 
-    def _take(self, step: int, owned: Sequence[int | None]) -> list[PackedBatch]:
-        """This rank's batches of a step; asks for those of the next."""
-
-        def read(wanted: int) -> list[PackedBatch]:
-            return [
-                self._source.zero_batch()
-                if lane is None
-                else self._source.micro_batch(wanted, lane)
-                for lane in owned
-            ]
-
-        now = self._ahead.pop(step, None) or self._reading.submit(read, step)
-        self._ahead.clear()
-        batches = now.result()
-        if step + 1 < self.config.steps:
-            self._ahead[step + 1] = self._reading.submit(read, step + 1)
-        return batches
-
-    def _forward(self, batch: PackedBatch) -> LossSums:
+    def _forward(self, batch: PackedBatch, tally: Tally | None = None) -> LossSums:
+        """Losses of a micro-batch; into a tally go its sums too, and what else is measured of it."""
         there = batch.to(self._device, non_blocking=True)
         noised = self._noising.apply(there.latents, there.noise, there.timesteps, clean=there.clean)
         z_loss_weight = self.config.objective.z_loss_weight
         output = self.model(there, noised.latents)
-        return loss_sums(output, there, noised, z_loss_weight=z_loss_weight)
+        sums = loss_sums(output, there, noised, z_loss_weight=z_loss_weight)
+        if tally is not None:
+            num_timesteps = self.config.objective.num_timesteps
+            tally.add(lm=sums.lm_sum, diffusion=sums.diffusion_sum)
+            tally.add(**level_sums(sums, there, num_timesteps=num_timesteps))
+            tally.add(**self._sizes.sums(there))
+        return sums
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
         lm = sums["lm"] / max(counts["text_tokens"], 1.0)
         diffusion = sums["diffusion"] / max(counts["images"], 1.0)
-        total = lm + self.config.objective.diffusion_weight * diffusion
+        objective = self.config.objective
+        total = objective.lm_weight * lm + objective.diffusion_weight * diffusion
         return {"loss": total, "lm_loss": lm, "diffusion_loss": diffusion}
