@@ -242,20 +242,23 @@ def sweep(
 def sample(
     model: Annotated[Path, typer.Argument(help="A model package, or a job file that made one.")],
     prompt: Annotated[str, typer.Option(help="What to draw, or to continue.")] = "",
-    image: Annotated[Path | None, typer.Option(help="An image to describe.")] = None,
+    image: Annotated[Path | None, typer.Option(help="An image to describe or to edit.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for what is made.")] = Path("samples"),
     mode: Annotated[
-        str, typer.Option(help="image, text, free (both, as the model likes), or auto.")
+        str, typer.Option(help="image, text, free (both, as the model likes), edit, or auto.")
     ] = "auto",
     solver: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm++ or unipc.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(help="1 is none.")] = None,
+    image_guidance_scale: Annotated[
+        float | None, typer.Option(help="Of the image that is edited; 1 is none.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="Of text; 0 is greedy.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Of text.")] = None,
     max_images: Annotated[int | None, typer.Option(help="In mode free.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Draw a prompt, describe an image, or let the model go on freely. Defaults are the package's."""
+    """Draw a prompt, describe or edit an image, or let the model go on freely. Defaults are the package's."""
     from transfusion.runner.show import model_folder
     from transfusion.sample.command import sample_to_files
 
@@ -263,6 +266,7 @@ def sample(
         "solver": solver,
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,
+        "image_guidance_scale": image_guidance_scale,
         "temperature": temperature,
         "max_tokens": max_tokens,
         "max_images": max_images,

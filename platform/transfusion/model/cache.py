@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from transfusion.model.attention import Attend
-from transfusion.model.blockwise import sees
+from transfusion.model.blockwise import Second, sees
 from transfusion.model.config import ModelConfig
 
 
@@ -82,6 +82,7 @@ class CacheStep:
         lo: Int[Tensor, "b q"],
         hi: Int[Tensor, "b q"],
         num_keys: int | None = None,
+        second: Second | None = None,
     ) -> "CacheStep":
         """The mask of a step, once for all layers.
 
@@ -91,13 +92,14 @@ class CacheStep:
             hi: One past the last slot that each query sees; padding must see some slot too.
             num_keys: One past the last slot that any query sees. When left out it is looked up, except on CUDA,
                 where looking would wait for the device: there it is the whole capacity.
+            second: Slots that each query sees besides, from and to; none past `num_keys`.
         """
         if num_keys is None:
             num_keys = cache.capacity if hi.is_cuda else int(hi.max())
         return cls(
             cache=cache,
             slots=slots,
-            mask=sees(lo, hi, first=0, last=num_keys),
+            mask=sees(lo, hi, first=0, last=num_keys, second=second),
             num_keys=num_keys,
         )
 

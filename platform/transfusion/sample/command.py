@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from transfusion.errors import SpecError
+from transfusion.package.format import PackageConfig
 from transfusion.package.load import load_package
 from transfusion.sample.params import Modality, SamplingParams, params_with
 from transfusion.sample.sampler import Sampler, Segment
@@ -15,7 +16,11 @@ MODALITIES: dict[str, tuple[Modality, ...]] = {
     "image": ("image",),
     "text": ("text",),
     "free": ("text", "image"),
+    "edit": ("image",),
 }
+
+IMAGE_GUIDANCE = 1.5
+"""Of an edit, unless told otherwise: InstructPix2Pix's (arXiv:2211.09800, section 4)."""
 
 
 def sample_to_files(
@@ -33,8 +38,9 @@ def sample_to_files(
 
     Args:
         params: All of them, or those that differ from the package's defaults (None stands for the default).
-        mode: `image` draws the prompt; `text` writes on; `free` lets the model switch between both; `auto`
-            draws a prompt and describes an image.
+        mode: `image` draws the prompt; `text` writes on; `free` lets the model switch between both; `edit` draws
+            the image as the prompt says it is to become; `auto` draws a prompt, describes an image, and edits an
+            image by a prompt where the model was trained to.
 
     Returns:
         A line for each file.
@@ -52,8 +58,19 @@ def sample_to_files(
         packaged = sampler.package.config
         params = params_with(packaged.sampling, schedule=packaged.schedule, **params)
     size = sampler.package.config.image_size_px
-    wanted = mode if mode != "auto" else ("image" if image is None else "text")
-    chosen = params.model_copy(update={"modalities": MODALITIES[wanted]})
+    wanted = mode
+    if mode == "auto":
+        wanted = "image" if image is None else "text"
+        if image is not None and prompt.strip() and trained_to_edit(sampler.package.config):
+            wanted = "edit"
+    if wanted == "edit" and (image is None or not prompt.strip()):
+        raise SpecError(
+            "sample: mode edit needs an image (--image FILE) and what to do (--prompt TEXT)"
+        )
+    update: dict[str, Any] = {"modalities": MODALITIES[wanted]}
+    if wanted == "edit" and params.image_guidance_scale is None:
+        update["image_guidance_scale"] = IMAGE_GUIDANCE
+    chosen = params.model_copy(update=update)
     segments: list[Segment] = [] if image is None else [read_image(image, size)]
     if prompt.strip():
         segments.append(prompt)
@@ -75,6 +92,18 @@ def sample_to_files(
             write_png(place, segment)
             lines.append(f"{place}  {segment.shape[1]} x {segment.shape[0]} px")
     return lines
+
+
+def trained_to_edit(config: PackageConfig) -> bool:
+    """Whether a source of the model's mixture gave images as conditions."""
+    mixtures = [entry.config for entry in config.lineage if entry.uses == "data_pipelines.mix"]
+    sources = [mixture.get("sources") for mixture in mixtures]
+    return any(
+        isinstance(source, dict) and source.get("conditions", "none") != "none"
+        for found in sources
+        if isinstance(found, dict)
+        for source in found.values()
+    )
 
 
 def read_image(path: Path, size_px: int) -> np.ndarray:

@@ -10,7 +10,7 @@ Caps on tokens, images and context are hard: a row at its cap cannot sample BOI,
 A row's draws come from its own generator, so that batch mates change nothing but the last bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -175,11 +175,14 @@ def _draw_images(
     for i, row in enumerate(rows):
         if row.state == "image":
             groups.setdefault(_alike(row.request.params, config), []).append(i)
-    draw = draw_codes if config.num_codes else draw_images
+    draw: Callable[..., Tensor] = draw_codes if config.num_codes else draw_images
     for members in groups.values():
         index = torch.tensor(members, device=hidden.device)
         group = [rows[i] for i in members]
         part = cache.rows(index)
+        more = {}
+        if group[0].request.params.image_guidance_scale is not None:
+            more["conditions"] = [row.conditions_end(config) for row in group]
         latents = draw(
             model,
             part,
@@ -188,6 +191,7 @@ def _draw_images(
             generators=[row.generator for row in group],
             config=config,
             watch=watch,
+            **more,
         )
         going_on: list[int] = []
         for i, row, latent in zip(members, group, latents, strict=True):
@@ -220,4 +224,5 @@ def _alike(params: SamplingParams, config: PackageConfig) -> tuple[object, ...]:
     """What images that are drawn in one batch share."""
     if config.num_codes:
         return params.guidance_scale, params.code_temperature, params.code_top_p
-    return params.solver, params.num_inference_steps, params.guidance_scale
+    image_scale = params.image_guidance_scale
+    return params.solver, params.num_inference_steps, params.guidance_scale, image_scale

@@ -29,6 +29,10 @@ class SamplingParams(SamplingDefaults):
     modalities: tuple[Modality, ...] = ("text", "image")
     """`image` alone draws one image of the prompt at once; `text` alone never draws; both let the model decide."""
 
+    image_guidance_scale: float | None = Field(None, ge=0, le=20)
+    """Of an edit, which is images, a prompt, and an image drawn at once: 1 keeps to the images without emphasis,
+    more keeps closer to them, and `guidance_scale` is of the prompt alone. None guides by both together."""
+
     @field_validator("modalities")
     @classmethod
     def _some(cls, modalities: tuple[Modality, ...]) -> tuple[Modality, ...]:

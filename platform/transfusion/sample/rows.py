@@ -34,6 +34,15 @@ def check_request(request: Request, config: PackageConfig) -> None:
             f"the prompt takes {used} positions and what follows at least {image}: "
             f"must be at most {config.sequence_length} together"
         )
+    if params.image_guidance_scale is not None:
+        if config.num_codes or not params.image_at_once:
+            raise ValueError(
+                "image_guidance_scale is of an image drawn at once by a model of latents: leave it out"
+            )
+        kinds = [isinstance(part, TextPart) for part in request.prompt]
+        # Text before an image would be in what the image's patches know, where the prompt is to be unknown.
+        if not kinds or kinds[0] or kinds != sorted(kinds):
+            raise ValueError("image_guidance_scale: a prompt to edit by must be images, then text")
     if params.image_at_once and not params.max_images:
         raise ValueError("max_images must be at least 1 where modalities is only image, got 0")
 
@@ -52,6 +61,11 @@ class Row:
     pending: list[int] = field(default_factory=list)
     num_tokens: int = 0
     num_images: int = 0
+
+    def conditions_end(self, config: PackageConfig) -> int:
+        """One past the last position of the images that the prompt begins with, BOS being the first."""
+        images = sum(not isinstance(part, TextPart) for part in self.request.prompt)
+        return 1 + images * (config.num_patches + 2)
 
     def end(self, reason: FinishReason) -> None:
         """Nothing comes any more."""

@@ -74,12 +74,10 @@ class PackedBatch:
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
         """The same batch on another device."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedBatch(
-            **{
-                name: value if value is None else value.to(device, non_blocking=non_blocking)
-                for name, value in values.items()
-            }
-        )
+        for name, value in values.items():
+            if value is not None:
+                values[name] = value.to(device, non_blocking=non_blocking)
+        return PackedBatch(**values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
