@@ -1,4 +1,4 @@
-"""Runs the benchmarks: `python -m tests.benchmarks [NAME ...] [--rounds N] [--documents N] [--out FILE]`.
+"""Runs the benchmarks: `python -m tests.benchmarks [NAME ...] [--rounds N] [--documents N] [--choosing]`.
 
 Prints a table, writes `benchmarks.json`, and exits with 1 when a bar does not hold. Everything runs in this one
 process on one thread, timed in its CPU seconds: two to three minutes, as long again beside
@@ -30,6 +30,9 @@ def main() -> int:
     parser.add_argument(
         "--documents", type=int, default=100_000, help="of the mixture that is planned"
     )
+    parser.add_argument(
+        "--choosing", action="store_true", help="among them, by filters and near duplicates"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks.json"))
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(NAMES))
@@ -42,7 +45,9 @@ def main() -> int:
     from tests.benchmarks.table import show
 
     machine = describe()
-    options = Options(rounds=arguments.rounds, documents=arguments.documents)
+    options = Options(
+        rounds=arguments.rounds, documents=arguments.documents, choosing=arguments.choosing
+    )
     results = []
     for name in arguments.names or NAMES:
         began = time.perf_counter()

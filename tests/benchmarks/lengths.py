@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import UInt64
 
 from tests.pipeline import commit
 from transfusion.artifacts.artifact import Artifact
@@ -42,8 +43,43 @@ MIX = {
 }
 
 
-def made_up_index(root: Path, *, num_pairs: int, num_texts: int) -> dict[str, Artifact]:
-    """Inputs of a mixture by role."""
+LICENCES = ("cc0", "cc-by", "cc-by-sa", "unknown")
+
+CHOOSING: dict[str, Any] = {
+    "sources": {
+        "pairs": {
+            "tokens": "captions",
+            "latents": "latents",
+            "filters": [
+                {"column": "score", "at_least": 3.5},
+                {"column": "short_side", "at_least": 224},
+                {"column": "aspect", "at_least": 0.2, "at_most": 5},
+                {"column": "text_tokens", "at_least": 4, "at_most": 256},
+                {"column": "licence", "none_of": ["unknown"]},
+            ],
+        },
+        "prose": {
+            "tokens": "tokens",
+            "filters": [
+                {"column": "score", "at_least": 3.5},
+                {"column": "licence", "matches": "^cc"},
+            ],
+        },
+    },
+    "deduplicate": "near",
+}
+"""A filter of each kind, which take a quarter of the documents out, and near duplicates."""
+
+
+def made_up_index(
+    root: Path, *, num_pairs: int, num_texts: int, look_alikes: bool = False
+) -> dict[str, Artifact]:
+    """Inputs of a mixture by role.
+
+    Args:
+        look_alikes: One image of a hundred has a near twin, and one of eighty looks like all others of these:
+            100,000 among ten million documents.
+    """
     store = open_store(str(root))
     rng = np.random.default_rng(0)
     captions, latents, prose = [], [], []
@@ -52,7 +88,7 @@ def made_up_index(root: Path, *, num_pairs: int, num_texts: int) -> dict[str, Ar
         keys = _keys(first, count)
         tokens = _tokens(rng, keys, layout="ti", mean=CAPTION_TOKENS)
         captions.append(_stored(store, first, tokens))
-        latents.append(_stored(store, first, _latents(rng, keys)))
+        latents.append(_stored(store, first, _latents(rng, keys, look_alikes)))
     for first in range(0, num_texts, ROWS_PER_SHARD):
         keys = _keys(first, min(ROWS_PER_SHARD, num_texts - first))
         prose.append(_stored(store, first, _tokens(rng, keys, layout="t", mean=PROSE_TOKENS)))
@@ -86,10 +122,12 @@ def _tokens(rng: np.random.Generator, keys: pa.Array, *, layout: str, mean: int)
         "content": _digests(rng, count),
     }
     table = pa.table(columns, schema=pa.schema([TOKENS_SCHEMA.field(name) for name in columns]))
-    return table.append_column(f"{META}score", pa.array(rng.normal(5, 1, count)))
+    licences = pa.array(LICENCES).take(pa.array(np.arange(count) * 7 % 11 % len(LICENCES)))
+    table = table.append_column(f"{META}score", pa.array(rng.normal(5, 1, count)))
+    return table.append_column(f"{META}licence", licences)
 
 
-def _latents(rng: np.random.Generator, keys: pa.Array) -> pa.Table:
+def _latents(rng: np.random.Generator, keys: pa.Array, look_alikes: bool) -> pa.Table:
     columns = {
         "key": keys,
         "image_index": np.zeros(len(keys), np.int16),
@@ -100,7 +138,22 @@ def _latents(rng: np.random.Generator, keys: pa.Array) -> pa.Table:
         "sha256": _digests(rng, len(keys)),
         "phash": rng.integers(0, 2**64, len(keys), dtype=np.uint64),
     }
+    if look_alikes:
+        _bring_near(rng, columns["phash"])
     return pa.table(columns, schema=pa.schema([LATENTS_SCHEMA.field(name) for name in columns]))
+
+
+def _bring_near(rng: np.random.Generator, hashes: UInt64[np.ndarray, " n"]) -> None:
+    """Every hundredth hash is within six bits of the next, every eightieth within four of one for all shards."""
+    of_all = np.uint64(0x9E3779B97F4A7C15)
+    hashes[::80] = of_all ^ _some_bits(rng, len(hashes[::80]), 4)
+    twins = hashes[1:-1:100]
+    twins[:] = hashes[2::100][: len(twins)] ^ _some_bits(rng, len(twins), 6)
+
+
+def _some_bits(rng: np.random.Generator, count: int, number: int) -> UInt64[np.ndarray, " n"]:
+    bits = rng.integers(0, 64, (count, number), dtype=np.uint64)
+    return np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
 
 
 def _digests(rng: np.random.Generator, count: int) -> pa.Array:

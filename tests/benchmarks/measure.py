@@ -59,6 +59,8 @@ class Options:
     """Turns that each of the compared takes."""
     documents: int = 100_000
     """Of the mixture that is planned."""
+    choosing: bool = False
+    """Whether filters and the search for near duplicates choose among them."""
 
 
 class Turns:

@@ -1,7 +1,8 @@
 """Planning a mixture from lengths: time, memory, size of a reference, ratio and padding.
 
 Each plan is made in a process of its own, so that its memory is its own:
-`python -m tests.benchmarks planning --documents 10000000` is the promise at its full size, and takes minutes.
+`python -m tests.benchmarks planning --documents 10000000` is the promise at its full size, and takes minutes; with
+`--choosing` the same of documents that filters and the search for near duplicates choose from.
 """
 
 import json
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.benchmarks.lengths import MIX, made_up_index, positions_of
+from tests.benchmarks.lengths import CHOOSING, MIX, made_up_index, positions_of
 from tests.benchmarks.measure import Options, Result
 from tests.pipeline import make
 from transfusion.artifacts.artifact import Artifact, open_artifact
@@ -28,9 +29,12 @@ FIXED_MIB = 400
 
 def run(options: Options) -> list[Result]:
     """An epoch of documents, four of five of them captioned images; and of a fifth as many."""
-    whole, part = (planned(count) for count in (options.documents, options.documents // 5))
+    choosing = options.choosing
+    whole, part = (
+        planned(count, choosing=choosing) for count in (options.documents, options.documents // 5)
+    )
     seconds, references = whole["cpu_s"], whole["references"]
-    named = f"planning, {options.documents:,} documents"
+    named = f"planning, {options.documents:,} documents{' that are chosen from' * choosing}"
     memory = whole["peak_mib"] - FIXED_MIB
     growth = (seconds - part["cpu_s"]) / (0.8 * options.documents)
     return [
@@ -44,6 +48,10 @@ def run(options: Options) -> list[Result]:
         _at_most("planning, padding", whole["padding"] * 100, "%", 1.0, "1%"),
         _at_most("planning, cost of one more document", growth * 1e6, "us CPU/document",
                  1.25 * seconds / options.documents * 1e6, "a quarter over the mean: linear"),
+        *(
+            Result(name=f"planning, taken out: {reason}", value=count, unit="documents")
+            for reason, count in sorted(whole["filtered"].items())
+        ),
     ]  # fmt: skip
 
 
@@ -54,16 +62,24 @@ def _at_most(name: str, value: float, unit: str, limit: float, against: str) -> 
     )
 
 
-def planned(documents: int, **changed: Any) -> dict[str, Any]:
+def planned(documents: int, *, choosing: bool = False, **changed: Any) -> dict[str, Any]:
     """Figures of one plan; `changed` goes to the mixture's config."""
+    chosen = CHOOSING if choosing else {}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "store"
         pairs = documents * 4 // 5
-        inputs = made_up_index(root, num_pairs=pairs, num_texts=documents - pairs)
+        inputs = made_up_index(
+            root, num_pairs=pairs, num_texts=documents - pairs, look_alikes=choosing
+        )
         order = {
             "root": str(root),
             "inputs": {role: f"{artifact.path}/manifest.json" for role, artifact in inputs.items()},
-            "config": {**MIX, "num_steps": positions_of(documents) // (4096 * 64), **changed},
+            "config": {
+                **MIX,
+                **chosen,
+                "num_steps": positions_of(documents) // (4096 * 64),
+                **changed,
+            },
         }
         command = [sys.executable, "-m", "tests.benchmarks.planning", json.dumps(order)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -81,7 +97,10 @@ def _measure(order: dict[str, Any]) -> dict[str, Any]:
         "cpu_s": time.process_time() - cpu_began,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    return figures | mixture.manifest.content.metrics | _sizes(mixture)
+    outcomes = mixture.manifest.content.outcomes
+    assert outcomes is not None
+    filtered = {"filtered": dict(outcomes.filtered)}
+    return figures | mixture.manifest.content.metrics | _sizes(mixture) | filtered
 
 
 def _sizes(mixture: Artifact) -> dict[str, float]:
