@@ -69,8 +69,6 @@ class CheckpointRecord(BaseModel):
     """All rows up to this step, one file a checkpoint on the way here."""
     skipped: list[int] = []
     """Steps up to this one that made no update, counted from 0."""
-    rewinds: int = 0
-    """How often the run went back to a checkpoint because of a loss that rose."""
 
 
 class Checkpoints:
@@ -96,7 +94,6 @@ class Checkpoints:
         rows: bytes,
         earlier: list[StoredFile],
         skipped: Sequence[int] = (),
-        rewinds: int = 0,
         group: dist.ProcessGroup | None = None,
     ) -> list[StoredFile]:
         """Writes and commits a checkpoint; returns the metrics files up to this step.
@@ -133,22 +130,18 @@ class Checkpoints:
                     files=[file for part in everyone for file in part],
                     metrics=metrics,
                     skipped=list(skipped),
-                    rewinds=rewinds,
                 )
             )
         return metrics
 
-    def newest(self, *, every: int = 1) -> CheckpointRecord | None:
+    def newest(self) -> CheckpointRecord | None:
         """The newest checkpoint that is whole, or None; rank 0 looks, and tells the others.
 
         It stays where it is until `load` has read it.
-
-        Args:
-            every: Only steps that this divides.
         """
         found: list[CheckpointRecord | None] = [None]
         if dist.get_rank() == 0:
-            found[0] = self._newest(every)
+            found[0] = self._newest()
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
@@ -228,10 +221,8 @@ class Checkpoints:
                 log.debug("%s is no note: %s", entry.path, error)
         return found
 
-    def _newest(self, every: int) -> CheckpointRecord | None:
+    def _newest(self) -> CheckpointRecord | None:
         for step in reversed(self.steps()):
-            if step % every:
-                continue
             path = self._record_path(step)
             # Before it is looked at, so that no other driver deletes it in between.
             self._store.write(

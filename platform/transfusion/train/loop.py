@@ -256,5 +256,4 @@ class _Run:
                 step=done,
                 rows=self._metrics.take_unsaved(),
                 skipped=self._skips.steps,
-                rewinds=0,
             )

@@ -59,7 +59,6 @@ class Saver:
         step: int,
         rows: bytes,
         skipped: Sequence[int],
-        rewinds: int,
     ) -> None:
         """Saves, or copies and begins to save; waits for the save before.
 
@@ -74,7 +73,6 @@ class Saver:
             "rows": rows,
             "earlier": self.stored,
             "skipped": list(skipped),
-            "rewinds": rewinds,
         }
         if self._thread is None:
             self.stored = self._checkpoints.save(dict(state), **about)
