@@ -133,4 +133,4 @@ def patches_of_an_image(config: MixConfig, latent: Latent, context: StageContext
             f"{context.name}: sequence_length is {config.sequence_length}, and an image alone takes {least} "
             "positions: raise sequence_length or layout.patch_size"
         )
-    return num_patches
+    return config.layout.block_length(num_patches)

@@ -34,6 +34,7 @@ CONFIGS = {
         dim=32, depth=2, num_heads=4, num_kv_heads=2, query_block=5, qk_norm="rms", norm="post"
     ),
     "qk-normed": ModelConfig(dim=32, depth=2, num_heads=4, query_block=5, qk_norm="rms"),
+    "adaln": ModelConfig(dim=32, depth=2, num_heads=4, image_head="adaln"),
     "by-modality": ModelConfig(
         dim=32, depth=2, num_heads=4, query_block=7, qk_norm="rms", weights="by_modality"
     ),

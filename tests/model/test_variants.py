@@ -4,12 +4,16 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from tests.model.conftest import CONFIGS, SPECIAL, make_model
+from tests.model.conftest import CONFIGS, LATENT_SHAPE, SPECIAL, make_document, make_model
 from transfusion.model.attention import plan_attention
 from transfusion.model.config import ModelConfig
+from transfusion.model.images import EncodedImages
+from transfusion.model.linear import LinearUp
 from transfusion.model.modalities import Rows, each_by_its_own
 from transfusion.model.parts import list_parts
 from transfusion.model.transformer import TransfusionModel
+from transfusion.sequence.batch import assemble
+from transfusion.sequence.layout import SequenceLayout
 
 SIZES = {
     "vocab_size": 50,
@@ -128,7 +132,57 @@ def test_every_row_goes_through_one_function_and_no_row_comes_back_from_the_end(
     torch.testing.assert_close(x.grad.flatten(0, 1), factors[:, None].expand(12, 2))
 
 
-@pytest.mark.parametrize("name", ["normed", "qk-normed", "by-modality"])
+def test_a_time_token_stands_before_the_patches_and_is_counted():
+    layout = SequenceLayout(patch_size=2, time_token=True)
+    document = make_document("captioned", seed=1)
+    assert layout.document_length(document) == 1 + 4 + (1 + 1 + 4 + 1) + 1
+    batch = assemble(
+        [[document]],
+        layout=layout,
+        special=SPECIAL,
+        sequence_length=16,
+        image_slots=2,
+        text_rows=8,
+        latent_shape=LATENT_SHAPE,
+    )
+    # BOS and four of the caption, BOI at 5; the token and its patches see each other.
+    assert batch.image_positions.tolist() == [[6, 7, 8, 9, 10], [16] * 5]
+    assert batch.hi[0, 5:12].tolist() == [6, 11, 11, 11, 11, 11, 12]
+    assert batch.text_rows[batch.text_weight.bool()].tolist() == [0, 1, 2, 3, 4, 11]
+    assert "time_token" not in SequenceLayout().resolved()
+
+
+@torch.no_grad()
+def test_the_timestep_reaches_patches_through_the_token_alone():
+    model = make_model(ModelConfig(dim=32, depth=2, num_heads=4, time_embedding="token"))
+    noisy = torch.randn(1, *LATENT_SHAPE, generator=torch.Generator().manual_seed(0))
+    early, late = (model.encode_images(noisy, torch.tensor([t])).patches for t in (10, 900))
+    assert early.shape == (1, 5, 32)
+    assert not torch.allclose(early[:, 0], late[:, 0])
+    assert torch.equal(early[:, 1:], late[:, 1:])
+
+
+@torch.no_grad()
+def test_the_modulated_head_is_a_norm_shifted_and_scaled_by_the_timestep():
+    up = LinearUp(ModelConfig(dim=32, depth=1, num_heads=4, image_head="adaln"), 3)
+    hidden, times = torch.randn(2, 4, 32), torch.tensor([3, 700])
+    shift, scale = up.modulation(torch.nn.functional.silu(up.time(times))).chunk(2, dim=1)
+    centred = hidden - hidden.mean(-1, keepdim=True)
+    normed = centred / (centred.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    flat = up.project(normed * (1 + scale[:, None]) + shift[:, None])
+    patches = flat.unflatten(1, (2, 2)).unflatten(3, (3, 2, 2))
+    expected = patches.permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 4, 4)
+    got = up(hidden, times, EncodedImages(patches=hidden, skips=(), grid=(2, 2)))
+    torch.testing.assert_close(got, expected)
+
+
+def test_ways_of_the_linear_adapter_are_refused_for_the_other():
+    for option in ({"time_embedding": "token"}, {"image_head": "adaln"}):
+        with pytest.raises(ValueError, match="the linear adapter's"):
+            ModelConfig(dim=32, depth=1, num_heads=4, adapter="unet", **option)
+
+
+@pytest.mark.parametrize("name", ["normed", "qk-normed", "by-modality", "adaln"])
 def test_parameters_by_formula_are_those_of_the_variant(name):
     config = CONFIGS[name]
     with torch.device("meta"):
@@ -139,6 +193,6 @@ def test_parameters_by_formula_are_those_of_the_variant(name):
 
 def test_an_option_that_is_off_is_not_in_the_description():
     described = ModelConfig(dim=32, depth=1, num_heads=2).resolved()
-    assert {"qk_norm", "norm", "weights"}.isdisjoint(described)
+    assert {"qk_norm", "norm", "weights", "image_head"}.isdisjoint(described)
     chosen = ModelConfig(dim=32, depth=1, num_heads=2, norm="post")
     assert ModelConfig.model_validate_json(chosen.model_dump_json()) == chosen

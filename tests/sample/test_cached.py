@@ -22,7 +22,6 @@ from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
 
 SPECIAL = SpecialIds.after(NUM_PIECES)
-LAYOUT = SequenceLayout(patch_size=2)
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 
 
@@ -40,8 +39,13 @@ def image(latent: torch.Tensor, *, timestep: int = 0, drop: bool = False) -> Ima
     return ImageSpan(2, 2, given)
 
 
-def forward(model, spans, *, layout=LAYOUT):
+def layout_of(model: TransfusionModel, **options: str) -> SequenceLayout:
+    return SequenceLayout(patch_size=2, time_token=model.config.time_token, **options)
+
+
+def forward(model, spans, *, layout=None):
     """One document, unpadded and alone: targets, logits at them, noise of its images."""
+    layout = layout or layout_of(model)
     document = Document(tuple(spans))
     length = layout.document_length(document)
     images = sum(isinstance(span, ImageSpan) for span in spans)
@@ -65,6 +69,15 @@ VARIANTS = {
     "linear": {"adapter": "linear"},
     "normed": {"qk_norm": "rms", "norm": "post"},
     "by-modality": {"adapter": "linear", "weights": "by_modality"},
+    "monoformer": {"adapter": "linear", "time_embedding": "token", "image_head": "adaln"},
+    "all": {
+        "adapter": "linear",
+        "time_embedding": "token",
+        "weights": "by_modality",
+        "qk_norm": "rms",
+        "patch_positions": "sinusoidal_2d",
+        "noisy_skip": "gated",
+    },
 }
 
 
@@ -72,7 +85,7 @@ VARIANTS = {
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_reading_into_the_cache_equals_the_full_forward_pass(variant: str, attention: str) -> None:
     model = tiny_model(**VARIANTS[variant])
-    layout = SequenceLayout(patch_size=2, image_attention=attention)
+    layout = layout_of(model, image_attention=attention)
     config = package_config(layout=layout)
     first, second = torch.randn(2, *LATENT, generator=torch.Generator().manual_seed(1))
     spans = [text(3, 4, 5), image(first), text(6), image(second), text(7, 8)]
@@ -85,9 +98,12 @@ def test_reading_into_the_cache_equals_the_full_forward_pass(variant: str, atten
         (TextPart((SPECIAL.bos, 3)),),
     ]
     read(model, cache, parts, lengths=[0, 0], config=config)
-    hidden = read_tokens(model, cache, torch.tensor([7, 4]), lengths=[17, 2], writes=[True, True])
+    long = 5 + 2 * layout.image_length(4)
+    lengths = [long, 2]
+    hidden = read_tokens(model, cache, torch.tensor([7, 4]), lengths=lengths, writes=[True, True])
     torch.testing.assert_close(model.logits(hidden)[1], short, **CLOSE)
-    hidden = read_tokens(model, cache, torch.tensor([8, 0]), lengths=[18, 3], writes=[True, False])
+    lengths = [long + 1, 3]
+    hidden = read_tokens(model, cache, torch.tensor([8, 0]), lengths=lengths, writes=[True, False])
     torch.testing.assert_close(model.logits(hidden)[0], expected, **CLOSE)
 
 
@@ -112,7 +128,7 @@ def test_every_variant_draws_as_it_was_trained(variant: str) -> None:
 
 
 def drawing_equals_denoising(model: TransfusionModel, noise: NoiseConfig, scale: float) -> None:
-    config = package_config(**noise.resolved())
+    config = package_config(**noise.resolved(), layout=layout_of(model))
     params = SamplingParams(
         solver="ddim", num_inference_steps=50, guidance_scale=scale, seed=5, modalities=("image",)
     )
@@ -141,7 +157,8 @@ def drawing_equals_denoising(model: TransfusionModel, noise: NoiseConfig, scale:
 def test_interleaved_greedy_generation_is_what_the_full_forward_pass_would_choose(
     variant: str,
 ) -> None:
-    model, config = tiny_model(**VARIANTS[variant]), package_config()
+    model = tiny_model(**VARIANTS[variant])
+    config = package_config(layout=layout_of(model))
     with torch.no_grad():
         model.head.weight[SPECIAL.eos] = 0
         model.head.weight[SPECIAL.boi] *= 3  # drawn often, not always

@@ -52,6 +52,10 @@ class ObjectiveConfig(NoiseConfig):
     diffusion_weight: float = Field(default=5.0, ge=0)
     """Weight of the diffusion loss against the language loss."""
 
+    lm_weight: float = Field(default=1.0, ge=0)
+    """Weight of the language loss; MonoFormer, which starts from a language model, has 0.01 beside a
+    `diffusion_weight` of 1."""
+
     z_loss_weight: float = Field(default=0.0, ge=0)
     """Of the squared logarithm of the softmax's denominator, which keeps it near 1; 1e-5 in Chameleon."""
 

@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 from transfusion.config import Config
 
 AdapterName = Literal["linear", "unet"]
-TimeEmbedding = Literal["patch", "mlp"]
+TimeEmbedding = Literal["patch", "mlp", "token"]
+ImageHead = Literal["linear", "adaln"]
 PatchPositions = Literal["raster", "sinusoidal_2d"]
 NoisySkipName = Literal["none", "gated"]
 HeadNorm = Literal["none", "rms"]
@@ -72,8 +73,13 @@ class ModelConfig(Config):
     """How patches become vectors and vectors noise."""
 
     time_embedding: TimeEmbedding = "mlp"
-    """How t reaches the linear adapter: added to the patch before it (the paper's), or by an MLP after it.
-    The U-Net takes t in every residual block instead."""
+    """How t reaches the linear adapter: added to the patch before it (the paper's), by an MLP after it, or as a
+    token before the patches (MonoFormer's), which the plan's layout must count (`time_token`). The U-Net takes t
+    in every residual block instead."""
+
+    image_head: ImageHead = Field("linear", exclude_if=lambda value: value == "linear")
+    """How the linear adapter gives noise back: by a matrix, or by one behind a norm that t shifts and scales (DiT,
+    MonoFormer)."""
 
     unet: UNetConfig = UNetConfig()
     """The U-Net adapter, where it is chosen."""
@@ -99,6 +105,11 @@ class ModelConfig(Config):
             raise ValueError(
                 f"num_kv_heads must divide num_heads {self.num_heads}, got {self.num_kv_heads}"
             )
+        if self.adapter == "unet" and (self.time_token or self.image_head != "linear"):
+            raise ValueError(
+                "time_embedding 'token' and image_head 'adaln' are the linear adapter's, and adapter 'unet' has "
+                f"ways of its own, got time_embedding {self.time_embedding!r} and image_head {self.image_head!r}"
+            )
         if self.adapter == "unet":
             levels = self.patch_size.bit_length()
             if 1 << (levels - 1) != self.patch_size:
@@ -112,6 +123,11 @@ class ModelConfig(Config):
                     f"got {len(self.unet.channels)}"
                 )
         return self
+
+    @property
+    def time_token(self) -> bool:
+        """Whether a position before the patches carries the timestep."""
+        return self.time_embedding == "token"
 
     @property
     def kv_heads(self) -> int:

@@ -13,6 +13,7 @@ class EncodedImages(NamedTuple):
     """Noisy latents as patch vectors, and what goes past the transformer to the way out."""
 
     patches: Float[Tensor, "m p d"]
+    """The time token first, where the model has one: it is a patch to all but the adapter."""
 
     skips: tuple[Tensor, ...]
     """Of this denoising step only: never to be cached."""

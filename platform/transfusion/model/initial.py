@@ -14,7 +14,9 @@ from torch import Tensor, nn
 HEAD_STD = 0.02
 """Of the language head: logits start near zero, and the loss near log of the vocabulary."""
 
-_START_SMALL = re.compile(r"up\.(project|conv_out)\.weight|(down|up)\.levels\..*\.conv_out\.weight")
+_START_SMALL = re.compile(
+    r"up\.(project|conv_out|modulation)\.weight|(down|up)\.levels\..*\.conv_out\.weight"
+)
 """The last matrix before the noise, and of each residual block: the U-Net starts near the identity.
 Blocks at full scale cost a seventh of the loss after 200 steps."""
 

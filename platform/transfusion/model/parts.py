@@ -87,6 +87,9 @@ def _linear(config: ModelConfig, channels: int, height: int, width: int) -> Iter
     yield Part("down.project", patch_dim * dim, dim, "image", patches)
     yield _time("down.time", patch_dim if config.time_embedding == "patch" else dim)
     yield Part("up.project", dim * patch_dim, patch_dim, "image", patches)
+    if config.image_head == "adaln":
+        yield _time("up.time", dim)
+        yield Part("up.modulation", 2 * dim * dim, 2 * dim, "image")
 
 
 def _unet(config: ModelConfig, channels: int, height: int, width: int) -> Iterator[Part]:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -110,6 +111,8 @@ class TransfusionModel(nn.Module):
         patches, skips = encoded.patches, encoded.skips
         if self.config.patch_positions == "sinusoidal_2d":
             where = sinusoid_2d(encoded.grid, patches.shape[2], device=patches.device)
+            # A time token before the patches stands nowhere.
+            where = F.pad(where, (0, 0, patches.shape[1] - where.shape[0], 0))
             patches = patches + where.to(patches.dtype)
         if self.skip is not None:
             skips = (noisy, *skips)

@@ -116,7 +116,8 @@ class PackageConfig(Config):
     @property
     def num_patches(self) -> int:
         """Positions of an image between BOI and EOI."""
-        return self.layout.num_patches(self.latent_height, self.latent_width)
+        patches = self.layout.num_patches(self.latent_height, self.latent_width)
+        return self.layout.block_length(patches)
 
 
 def read_config(folder: Path) -> PackageConfig:

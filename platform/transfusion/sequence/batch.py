@@ -44,7 +44,8 @@ class PackedBatch:
     timesteps: Int[Tensor, " m"]
 
     image_positions: Int[Tensor, "m p"]
-    """Index into the flattened (b n) of each patch; b * n, one past the end, for unused slots."""
+    """Index into the flattened (b n) of each patch, and of the time token before them where the layout has one;
+    b * n, one past the end, for unused slots."""
 
     image_weight: Float[Tensor, " m"]
     """1 for an image that has a loss, 0 for a condition and for an unused slot."""
@@ -202,12 +203,13 @@ def assemble_slots(
 
     image_weight = np.zeros(image_slots, np.float32)
     image_weight[:num_images] = ~slots.condition[:num_images]
-    image_positions = np.full((image_slots, num_patches), len(rows) * sequence_length, np.int64)
+    block = layout.block_length(num_patches)
+    image_positions = np.full((image_slots, block), len(rows) * sequence_length, np.int64)
     first_patches = [
         s * sequence_length + place.boi + 1 for s, row in enumerate(rows) for place in row.places
     ]
     image_positions[:num_images] = (
-        np.array(first_patches, np.int64)[:, None] + np.arange(num_patches)[None]
+        np.array(first_patches, np.int64)[:, None] + np.arange(block)[None]
     )
 
     token_ids = np.stack([row.token_ids for row in rows])

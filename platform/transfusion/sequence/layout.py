@@ -2,6 +2,7 @@
 
 document = [BOS] span span ... [EOS]
 image    = [BOI] patch patch ... patch [EOI]      patches row by row
+image    = [BOI] t patch ... patch [EOI]          with a time token
 """
 
 from typing import Any, Literal
@@ -22,6 +23,11 @@ class SequenceLayout(Config):
     image_attention: ImageAttention = "bidirectional"
     """Whether a patch sees all patches of its own image, or only those before it."""
 
+    # Left out where it is off: plans then read as they always did.
+    time_token: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether a position before the patches, which they see and which sees them, carries the timestep; for models
+    of `time_embedding: token`."""
+
     def patches(self, pixels: int) -> int:
         """Patches along a side of `pixels` latent pixels.
 
@@ -38,9 +44,13 @@ class SequenceLayout(Config):
         """Patches of a latent of `height` x `width` latent pixels."""
         return self.patches(height) * self.patches(width)
 
+    def block_length(self, num_patches: int) -> int:
+        """Positions of an image between BOI and EOI: its patches, and the time token before them."""
+        return num_patches + int(self.time_token)
+
     def image_length(self, num_patches: int) -> int:
-        """Positions that an image takes: BOI, patches, EOI."""
-        return num_patches + 2
+        """Positions that an image takes, BOI and EOI included."""
+        return self.block_length(num_patches) + 2
 
     def document_length(self, document: Any) -> int:
         """Positions that a `sequence.document.Document` takes.

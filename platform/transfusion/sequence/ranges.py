@@ -45,6 +45,7 @@ class ImagePlace:
     """Position of BOI; the patches follow it."""
 
     num_patches: int
+    """Positions between BOI and EOI: the time token, where there is one, is seen and sees like a patch."""
 
     keeps: tuple[int, int] | None = None
     """Of what stands before BOI it sees these positions alone, from and to (exclusive), and they none before them.

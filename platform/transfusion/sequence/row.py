@@ -53,7 +53,7 @@ def lay_out(
         ValueError: The documents are longer than the sequence, an image has another number of patches, or there
             are more images than `sees` tells of.
     """
-    image_length = layout.image_length(num_patches)
+    image_length, block = layout.image_length(num_patches), layout.block_length(num_patches)
     lengths = [_length(document, image_length) for document in documents]
     if sum(lengths) > sequence_length:
         raise ValueError(
@@ -86,9 +86,9 @@ def lay_out(
             if len(places) == len(sees):
                 raise ValueError(f"more images than the {len(sees)} image slots that are left")
             keeps = _kept(before, sees[len(places)], start, first)
-            places.append(ImagePlace(boi=first, num_patches=num_patches, keeps=keeps))
+            places.append(ImagePlace(boi=first, num_patches=block, keeps=keeps))
             token_ids[first] = special.boi
-            has_target[first : first + 1 + num_patches] = False
+            has_target[first : first + 1 + block] = False
             at += image_length
             token_ids[at - 1] = special.eoi
             before.append(_Placed(True, first, at))

@@ -32,7 +32,7 @@ TRANSFORMER = (
 )  # fmt: skip
 """What must be the same: the weights would not fit, or fit and compute something else."""
 
-IMAGES = ("patch_size", "adapter", "time_embedding", "patch_positions")
+IMAGES = ("patch_size", "adapter", "time_embedding", "image_head", "patch_positions")
 """The same for how images enter and leave: of a package, which has weights for that."""
 
 BY_ID = ("embedding.weight", "head.weight")

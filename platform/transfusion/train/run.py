@@ -67,6 +67,12 @@ def check_plan(config: TrainConfig, plan: Mixture) -> None:
             f"model.patch_size is {config.model.patch_size} but the mixture was packed for {patch_size}: "
             "they must be equal"
         )
+    time_token = bool(plan.layout.get("time_token"))
+    if config.model.time_token != time_token:
+        faults.append(
+            f"model.time_embedding is {config.model.time_embedding!r} but the mixture was packed with time_token "
+            f"{str(time_token).lower()}: 'token' needs layout.time_token: true, and nothing else does"
+        )
     if faults:
         raise ArtifactError("\n".join(f"train: {fault}" for fault in faults))
 
