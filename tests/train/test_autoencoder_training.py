@@ -15,8 +15,9 @@ from transfusion.errors import ArtifactError
 from transfusion.storage.store import open_store
 from transfusion.train.autoencoder.codes import restart_dead_codes
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
+from transfusion.train.autoencoder.crops import Crops
 from transfusion.train.autoencoder.forward import QuantizedReconstruction
-from transfusion.train.autoencoder.trainee import AutoencoderTrainee, Crops
+from transfusion.train.autoencoder.trainee import AutoencoderTrainee
 from transfusion.train.finish import run_to_end
 
 pytestmark = pytest.mark.usefixtures("world")

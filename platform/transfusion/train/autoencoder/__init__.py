@@ -1,4 +1,4 @@
-"""Stage: train a KL autoencoder on image crops."""
+"""Stage: train an autoencoder on image crops."""
 
 from transfusion.stage import Input, Stage
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
@@ -7,7 +7,8 @@ STAGE = Stage(
     config=TrainAutoencoderConfig,
     inputs={"images": Input(kinds=("pixels",))},
     output="autoencoder",
+    raw="transfusion.train.autoencoder.config:raw_input",
     body="transfusion.train.autoencoder.run:run",
     version=1,
-    summary="A KL autoencoder with the statistics of its latents.",
+    summary="An autoencoder, KL or with a codebook, with the statistics of its latents.",
 )

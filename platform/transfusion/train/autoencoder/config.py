@@ -1,9 +1,40 @@
 """Config of autoencoder training."""
 
+from pathlib import Path
+
 from pydantic import Field, model_validator
 
 from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.config import JSON, Config, Location
+from transfusion.errors import ArtifactError
+from transfusion.storage.store import sha256_file
 from transfusion.train.loop_config import LoopConfig
+
+
+class PerceptualConfig(Config):
+    """Distance in the features of VGG-16, beside that of pixels."""
+
+    path: Location
+    """A safetensors file with torchvision's names; see `perception`. Nothing is fetched."""
+
+    weight: float = Field(1.0, gt=0)
+    """Against the mean absolute error."""
+
+
+class DiscriminatorConfig(Config):
+    """A second network that tells reconstructions from images, patch by patch, and is trained beside."""
+
+    from_step: int = Field(50_000, ge=0)
+    """Both losses count from here on: reconstructions must be worth a look first."""
+
+    weight: float = Field(0.5, gt=0)
+    """Of its judgement, which is first made to pull as hard as the other losses do."""
+
+    channels: int = Field(64, ge=8, multiple_of=8)
+    """Of its first layer; each further one has twice as many, up to eight times."""
+
+    layers: int = Field(3, ge=1)
+    """With three, a patch is 70 px; with one, 16 px."""
 
 
 class TrainAutoencoderConfig(LoopConfig):
@@ -35,6 +66,13 @@ class TrainAutoencoderConfig(LoopConfig):
     """So often, codes that were not taken since move to where the encoder puts images; 0 for never. The last fifth
     of a run moves none."""
 
+    perceptual: PerceptualConfig | None = None
+    """The paper has it with weight 1, and another on MoCo's features."""
+
+    discriminator: DiscriminatorConfig | None = None
+    """The paper has it from step 50,000 with weight 0.5. It shares the optimizer's settings and the limit of the
+    gradient's norm."""
+
     heldout_images: int = Field(256, ge=1)
     """The last rows by key: never trained on, used for validation and for the published quality."""
 
@@ -57,3 +95,16 @@ class TrainAutoencoderConfig(LoopConfig):
                 f"nearest valid: {max(round(self.batch_size / self.lanes), 1) * self.lanes}"
             )
         return self
+
+
+def raw_input(config: TrainAutoencoderConfig) -> list[JSON] | None:
+    """The content of the perceptual loss's weights, which stands for their place in the identity."""
+    if config.perceptual is None:
+        return None
+    place = Path(config.perceptual.path).expanduser()
+    if not place.is_file():
+        raise ArtifactError(
+            f"{place}: there is no such file; the perceptual loss needs the weights of VGG-16 there "
+            "(safetensors, torchvision's names), or leave perceptual out"
+        )
+    return [sha256_file(place)]

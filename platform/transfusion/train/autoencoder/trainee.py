@@ -6,14 +6,13 @@ Axes: b = images, h w = pixels, c i j = latent.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from transfusion.artifacts.artifact import Artifact
@@ -30,6 +29,7 @@ from transfusion.autoencoder.network import (
 )
 from transfusion.autoencoder.run import metadata_of
 from transfusion.errors import ArtifactError
+from transfusion.stage import TrainResources
 from transfusion.train.autoencoder.codes import (
     all_counts,
     count,
@@ -38,7 +38,10 @@ from transfusion.train.autoencoder.codes import (
     usage,
 )
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
+from transfusion.train.autoencoder.crops import CropBatches, Crops
 from transfusion.train.autoencoder.forward import QuantizedReconstruction, Reconstruction
+from transfusion.train.autoencoder.judged import Judged, Judgement
+from transfusion.train.autoencoder.perception import Perception
 from transfusion.train.parallel import (
     AveragedWeights,
     all_sum,
@@ -51,14 +54,6 @@ from transfusion.train.parallel import (
 )
 from transfusion.train.pictures import NUM_SHOWN, Preview, png_row
 from transfusion.train.trainee import StepResult, Written
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crops:
-    """Images of one size, sorted by key, so that shards and their order do not show."""
-
-    keys: list[str]
-    images: UInt8[np.ndarray, "n h w 3"]
 
 
 class AutoencoderTrainee:
@@ -78,7 +73,6 @@ class AutoencoderTrainee:
         self._keys = crops.keys
         self._images = torch.from_numpy(crops.images)
         self._num_training = num_images - config.heldout_images
-        self._orders: dict[int, np.ndarray] = {}
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
         torch.manual_seed(config.seed)
         size = self._images.shape[1]
@@ -95,8 +89,18 @@ class AutoencoderTrainee:
             size // self.downsampling,
             self._images.shape[2] // self.downsampling,
         )
-        whole = Reconstruction if config.network.codebook_size is None else QuantizedReconstruction
-        self.model: nn.Module = whole(network).to(device)
+        self._batches = CropBatches(
+            config,
+            self._images[: self._num_training],
+            latent_shape=self._latent_shape,
+            device=device,
+        )
+        kind = Reconstruction if config.network.codebook_size is None else QuantizedReconstruction
+        self._module: Reconstruction | QuantizedReconstruction = kind(network)
+        self.model: nn.Module = self._module
+        if config.perceptual or config.discriminator:
+            self.model = Judged(self._module, config, _perception(config, device))
+        self.model.to(device)
         shard(self.model, blocks=(), mesh=data_mesh(device), precision=config.precision)
 
     def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
@@ -109,14 +113,17 @@ class AutoencoderTrainee:
         waited = 0.0
         for lane in lanes_of(dist.get_rank(), world_size=world, lanes=config.lanes):
             began = time.perf_counter()
-            signal, noise = self._micro_batch(step, lane or 0)
+            signal, noise = self._batches.micro_batch(step, lane or 0)
             waited += time.perf_counter() - began
             weight = 0.0 if lane is None else 1.0 / (signal.numel() * config.lanes)
-            reconstruction, *latent = self.model(signal, noise)
+            reconstruction, latent, judged = self._run(signal, noise, step)
             absolute = (reconstruction - signal).abs().sum()
             term = self._module.term(config, signal, *latent)
+            loss = absolute + term.loss
+            if judged is not None:
+                loss = loss + self._judged(judged, signal.numel(), weight, sums, weights)
             # FSDP takes the mean over ranks; the shares are to add up.
-            ((absolute + term.loss) * weight * world).backward()
+            (loss * weight * world).backward()
             sums["absolute_error"] += absolute.item() * weight
             sums[term.name] = sums.get(term.name, 0.0) + term.sum.item() * weight
             weights[term.name] = term.weight
@@ -124,13 +131,13 @@ class AutoencoderTrainee:
                 counts += count(latent[-1], len(counts))
         total = all_sum({**sums, "stop": float(stop)}, device=self._device)
         asked = total.pop("stop") > 0
-        loss = total["absolute_error"] + sum(w * total[name] for name, w in weights.items())
+        whole = total["absolute_error"] + sum(w * total[name] for name, w in weights.items())
         if counts is not None:
             self._quantized.usage += all_counts(counts)
             total |= usage(counts)
         return StepResult(
-            values={"loss": loss, **total},
-            shown={"loss": f"{loss:.4f}"},
+            values={"loss": whole, **total},
+            shown={"loss": f"{whole:.4f}"},
             rates={"images": float(config.batch_size)},
             data_s=waited,
             stop=asked,
@@ -147,7 +154,7 @@ class AutoencoderTrainee:
                 images = chunks[index or 0].to(self._device)
                 signal = to_signal(images)
                 noise = torch.zeros((len(signal), *self._latent_shape), device=self._device)
-                made, *latent = self.model(signal, noise)
+                made, latent, _ = self._run(signal, noise, None)
                 if index is not None:
                     sums["psnr_db"] += psnr_db(to_images(made), images).double().sum().item()
                     error = (made - signal).abs().flatten(1).mean(dim=1)
@@ -174,14 +181,18 @@ class AutoencoderTrainee:
 
     def describe(self, step: int) -> str:
         """Keys of the batch."""
-        rows = [row for lane in range(self.config.lanes) for row in self._rows(step, lane).tolist()]
+        rows = [
+            row
+            for lane in range(self.config.lanes)
+            for row in self._batches.rows(step, lane).tolist()
+        ]
         keys = ", ".join(self._keys[row] for row in rows[:8])
         return f"images {keys}" + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
 
     def documents(self, step: int) -> Mapping[str, Sequence[str]]:
         """Keys of every lane."""
         return {
-            f"lane {lane}": [self._keys[row] for row in self._rows(step, lane).tolist()]
+            f"lane {lane}": [self._keys[row] for row in self._batches.rows(step, lane).tolist()]
             for lane in range(self.config.lanes)
         }
 
@@ -201,15 +212,43 @@ class AutoencoderTrainee:
         quality = mean_psnr_db(ready, self._images[self._num_training :])
         return Written(metadata=metadata_of(ready, self._images), metrics={"psnr_db": quality})
 
-    @property
-    def _module(self) -> Reconstruction | QuantizedReconstruction:
-        assert isinstance(self.model, Reconstruction | QuantizedReconstruction)
-        return self.model
+    def _run(
+        self, signal: Tensor, noise: Tensor, step: int | None
+    ) -> tuple[Tensor, list[Tensor], Judgement | None]:
+        """Reconstructions, what is known of their latents, and how they are judged; no step for validation."""
+        if not isinstance(self.model, Judged):
+            made, *latent = self.model(signal, noise)
+            return made, latent, None
+        rule = self.config.discriminator
+        contested = step is not None and rule is not None and step >= rule.from_step
+        made, *latent, judged = self.model(signal, noise, contested)
+        return made, latent, judged
+
+    def _judged(
+        self,
+        judged: Judgement,
+        num_elements: int,
+        share: float,
+        sums: dict[str, float],
+        weights: dict[str, float],
+    ) -> Tensor:
+        """What judgements add to the loss of a lane, in units of the absolute error summed over pixels."""
+        config = self.config
+        loss = judged.critic
+        if config.perceptual is not None:
+            loss = loss + config.perceptual.weight * judged.perceptual
+            weights["perceptual"] = config.perceptual.weight
+        if config.discriminator is not None:
+            loss = loss + config.discriminator.weight * judged.generator
+            weights["generator"] = config.discriminator.weight
+        for name, value in judged._asdict().items():
+            sums[name] = sums.get(name, 0.0) + value.item() * num_elements * share
+        return loss * num_elements
 
     def _no_counts(self) -> Float[Tensor, " k"] | None:
-        if not isinstance(self.model, QuantizedReconstruction):
+        if not isinstance(self._module, QuantizedReconstruction):
             return None
-        return torch.zeros_like(self.model.usage)
+        return torch.zeros_like(self._module.usage)
 
     def _move_dead_codes(self, step: int) -> None:
         config = self.config
@@ -218,57 +257,37 @@ class AutoencoderTrainee:
         ):
             return
         with torch.no_grad():
-            _, latents, *_ = self.model(*self._micro_batch(step, 0))
+            _, (latents, *_), _ = self._run(*self._batches.micro_batch(step, 0), None)
         reshard(self.model)
         restart_dead_codes(self._quantized, latents, seed=config.seed, step=step)
 
     @property
     def _quantized(self) -> QuantizedReconstruction:
-        assert isinstance(self.model, QuantizedReconstruction)
-        return self.model
-
-    def _micro_batch(
-        self, step: int, lane: int
-    ) -> tuple[Float[Tensor, "b 3 h w"], Float[Tensor, "b c i j"]]:
-        rows = self._rows(step, lane)
-        # Counter-based, on CPU: neither rank nor device nor restart changes what is drawn.
-        draw = np.random.Generator(
-            np.random.Philox(
-                key=np.array([self.config.seed, 1], np.uint64), counter=[step, lane, 0, 0]
-            )
-        )
-        noise = draw.standard_normal((len(rows), *self._latent_shape), np.float32)
-        images: UInt8[Tensor, "b h w 3"] = self._images[torch.from_numpy(rows)].to(self._device)
-        return to_signal(images), torch.from_numpy(noise).to(self._device)
-
-    def _rows(self, step: int, lane: int) -> np.ndarray:
-        """Rows of one lane's part of a batch: every epoch is another permutation."""
-        size = self.config.batch_size // self.config.lanes
-        first = step * self.config.batch_size + lane * size
-        positions = range(first, first + size)
-        return np.array(
-            [self._order(at // self._num_training)[at % self._num_training] for at in positions]
-        )
-
-    def _order(self, epoch: int) -> np.ndarray:
-        if epoch not in self._orders:
-            key = np.array([self.config.seed, 2], np.uint64)
-            draw = np.random.Generator(np.random.Philox(key=key, counter=[epoch, 0, 0, 0]))
-            # A batch may span two epochs; none before them is asked for again.
-            self._orders = {
-                **{old: order for old, order in self._orders.items() if old == epoch - 1},
-                epoch: draw.permutation(self._num_training),
-            }
-        return self._orders[epoch]
+        assert isinstance(self._module, QuantizedReconstruction)
+        return self._module
 
 
 def _of_network(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of `Reconstruction` under the network's own names."""
-    return {name.removeprefix("network."): value for name, value in weights.items()}
+    """Weights of the autoencoder under its own names, without those of what judges it."""
+    plain = {name.removeprefix("inner."): value for name, value in weights.items()}
+    return {
+        name.removeprefix("network."): value
+        for name, value in plain.items()
+        if name.startswith("network.")
+    }
+
+
+def _perception(config: TrainAutoencoderConfig, device: torch.device) -> Perception | None:
+    if config.perceptual is None:
+        return None
+    return Perception(Path(config.perceptual.path).expanduser(), device=device)
 
 
 def build(
-    config: Mapping[str, Any], inputs: Mapping[str, Artifact], device: torch.device
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    device: torch.device,
+    _resources: TrainResources,
 ) -> AutoencoderTrainee:
     """What a training worker calls."""
     checked = TrainAutoencoderConfig.model_validate_json(json.dumps(config))
