@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+import torch.nn.functional as F
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
 
 from transfusion.artifacts.mixture import Mixture
+from transfusion.sequence.batch import PackedBatch
 from transfusion.sequence.special import SpecialIds
 
 
@@ -37,3 +40,30 @@ class CodeLayout:
             codes = ids[boi + 1 : boi + 1 + size] - self.special.first_code
             images.append(codes.reshape(1, self.height, self.width))
         return ids[is_text].tolist(), images
+
+
+class LossByKind:
+    """The loss of codes and that of all other targets, each a token: together they are the language loss."""
+
+    def __init__(self, special: SpecialIds) -> None:
+        self._special = special
+        self._sums = {"code": 0.0, "text": 0.0}
+        self._counts = dict.fromkeys(self._sums, 0)
+
+    def add(self, logits: Float[Tensor, "r v"], batch: PackedBatch) -> None:
+        """Counts the targets of a batch."""
+        targets = batch.text_targets.long()
+        nats = F.cross_entropy(logits.float(), targets, reduction="none") * batch.text_weight
+        codes = (targets >= self._special.first_code) & (batch.text_weight > 0)
+        texts = ~codes & (batch.text_weight > 0)
+        for kind, chosen in (("code", codes), ("text", texts)):
+            self._sums[kind] += float(nats[chosen].sum())
+            self._counts[kind] += int(chosen.sum())
+
+    def losses(self) -> dict[str, float]:
+        """`validation.code_loss` and `validation.text_loss` in nats a token, of what there was any."""
+        return {
+            f"validation.{kind}_loss": self._sums[kind] / count
+            for kind, count in self._counts.items()
+            if count
+        }
