@@ -138,6 +138,8 @@ def _package(folder: Path, special: SpecialIds) -> Source:
     theirs = config.special
     pieces = min(config.num_pieces, special.pad)
     named = {getattr(special, n): getattr(theirs, n) for n in ("pad", "bos", "eos", "boi", "eoi")}
+    for code in range(min(special.num_codes, theirs.num_codes)):
+        named[special.first_code + code] = theirs.first_code + code
     return Source(
         config=config.model,
         compared=TRANSFORMER + IMAGES,
