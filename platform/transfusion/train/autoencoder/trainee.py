@@ -29,7 +29,6 @@ from transfusion.autoencoder.network import (
 )
 from transfusion.autoencoder.run import metadata_of
 from transfusion.errors import ArtifactError
-from transfusion.stage import TrainResources
 from transfusion.train.autoencoder.codes import (
     all_counts,
     count,
@@ -284,10 +283,7 @@ def _perception(config: TrainAutoencoderConfig, device: torch.device) -> Percept
 
 
 def build(
-    config: Mapping[str, Any],
-    inputs: Mapping[str, Artifact],
-    device: torch.device,
-    _resources: TrainResources,
+    config: Mapping[str, Any], inputs: Mapping[str, Artifact], device: torch.device
 ) -> AutoencoderTrainee:
     """What a training worker calls."""
     checked = TrainAutoencoderConfig.model_validate_json(json.dumps(config))
