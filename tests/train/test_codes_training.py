@@ -1,0 +1,48 @@
+"""A mixture of codes is trained on by the trainer that there is: words and codes in one vocabulary."""
+
+import math
+
+import pytest
+import torch
+
+from tests.data_pipelines.test_mix_codes import mixture_of_codes
+from tests.data_pipelines.test_tokenize_images import CODES, coded
+from tests.data_pipelines.test_tokenize_text import shapes
+from tests.pipeline import make_autoencoder
+from transfusion.artifacts.mixture import read_mixture
+from transfusion.ingest.reader import MixtureReader
+from transfusion.model.config import ModelConfig
+from transfusion.train.config import TrainConfig
+from transfusion.train.step import TransformerTrainee
+
+pytestmark = pytest.mark.usefixtures("world")
+
+
+def test_codes_are_learned_as_words_are(tmp_path):
+    root = tmp_path / "store"
+    listing = shapes(root)
+    tokens = coded(root, listing, make_autoencoder(root, codebook_size=CODES))
+    mixture = mixture_of_codes(root, tokens)
+    config = TrainConfig(
+        steps=3,
+        seed=0,
+        model=ModelConfig(dim=32, depth=1, num_heads=2, patch_size=1, qk_norm="rms", norm="post"),
+        objective={"z_loss_weight": 1e-5},
+    )
+    plan = read_mixture(mixture)
+    trainee = TransformerTrainee(
+        config,
+        MixtureReader(mixture, seed=0, objective=config.objective),
+        num_pieces=plan.num_pieces,
+        num_codes=plan.num_codes,
+        latent_channels=plan.latent_channels,
+        device=torch.device("cpu"),
+    )
+    pieces = plan.num_pieces
+    assert trainee.model.vocab_size == pieces + 5 + CODES
+    values = trainee.forward_backward(0).values
+    assert values["images"] == 0
+    assert values["lm_loss"] == pytest.approx(math.log(pieces + 5 + CODES), rel=0.1)
+    gradient = trainee.model.embedding.weight.grad.full_tensor()
+    assert (gradient[pieces + 5 :].abs().sum(dim=1) > 0).sum() > 1
+    assert trainee.validate()["lm_loss"] > 0
