@@ -265,7 +265,15 @@ def _evaluation(run: FakeRun, folder: Path, *, judged: bool) -> None:
             pairs.append({"original": original, "reconstruction": copy, "key": f"k{index}",
                           "caption": HOSTILE})  # fmt: skip
         captions.append(caption)
-    for name, rows in (("samples", samples), ("captions", captions), ("reconstructions", pairs)):
+    found = {"samples": samples, "captions": captions, "reconstructions": pairs}
+    if judged:
+        found["edits"] = [
+            {"key": f"e{i}", "instruction": f"make it {color}", "correct": i > 0, "nearest": HOSTILE,
+             **{kind: save(f"samples/edit-{i}-{kind}.png", drawn(color, "square"))
+                for kind in ("source", "made", "true")}}
+            for i, color in enumerate(COLORS)
+        ]  # fmt: skip
+    for name, rows in found.items():
         (folder / f"{name}.json").write_text(json.dumps(rows))
     metrics = {"text.bits_per_byte": 2.31, "text.unigram_bits_per_byte": 3.02,
                "autoencoder.psnr_db": 32.8}  # fmt: skip
@@ -273,6 +281,7 @@ def _evaluation(run: FakeRun, folder: Path, *, judged: bool) -> None:
         metrics |= {
             "single_object.accuracy": 0.82, "single_object.color_accuracy": 0.977,
             "single_object.color_shape_accuracy": 0.836, "caption.color_accuracy": 0.961,
+            "edits.accuracy": 0.713, "edits.chance": 0.2, "edits.unchanged_accuracy": 0.221,
             "colors.accuracy": 0.81, "two_objects.accuracy": 0.31,
             "ceiling.real.accuracy": 1.0, "ceiling.real.color_accuracy": 1.0,
             "ceiling.real.color_shape_accuracy": 0.998,

@@ -106,7 +106,7 @@ def test_what_comes_from_outside_is_escaped(page: str, tree: Tree) -> None:
         "97.7%", "images: colour right", "reconstructions 97%", "unigram model 3.020",
         "a red circle", "Text: loss per token", "two objects", "too many pixels 1", "image file is truncated",
         "data_pipelines.encode_images", "images/part-03.parquet", "0123456789ab", "2.41M parameters",
-        "padding 0.22%", "75.17%",
+        "padding 0.22%", "75.17%", "left as it was 22.1%, chance 20%", "make it cyan", "nearest: <script>",
     ],
 )  # fmt: skip
 def test_the_page_tells_it(tree: Tree, told: str) -> None:
@@ -166,7 +166,7 @@ def test_an_evaluation_of_numbers_alone_and_a_run_without_metrics_make_a_page(
     made.commit("mixture", "data_pipelines.mix", "mixture", inputs=("latents", "tokens"))
     page = report(made, tmp_path / "report")[1]
     Tree(page)
-    for left_out in ("samples", "captions", "training"):
+    for left_out in ("samples", "captions", "edits", "training"):
         assert f'id="{left_out}"' not in page
         assert f'href="#{left_out}"' not in page
     assert "2.500" in page

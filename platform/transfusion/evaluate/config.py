@@ -46,6 +46,12 @@ class EvaluateConfig(ImageSampling):
     max_caption_tokens: int = Field(48, ge=1)
     """A caption is cut there."""
 
+    num_edits: int = Field(256, ge=0)
+    """Held-out edits that are drawn, where a source of the mixture has conditions."""
+
+    image_guidance_scale: float = Field(1.5, ge=0, le=20)
+    """Of edits: how close they keep to the image that is edited."""
+
     num_paired: int = Field(0, ge=0)
     """Held-out images whose losses are measured at fixed timesteps with fixed noise, to compare runs by."""
 

@@ -1,5 +1,6 @@
 """Documents that the mixture kept from training and lists as held out, read from its latents and tokens."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -51,10 +52,49 @@ def held_out_images(mixture: Artifact, *, limit: int) -> list[CaptionedImage]:
             CaptionedImage(
                 document.key,
                 tuple(document.segments[0].tolist()),
-                torch.from_numpy(images[document.key].mean.astype("float32")),
+                torch.from_numpy(images[document.key, 0].mean.astype("float32")),
             )
             for document in documents
         ]
+    return found[:limit]
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A held-out document of images, an instruction, and the image that they are to become."""
+
+    key: str
+    of: tuple[bytes, ...]
+    """What the images before the instruction are, by the sha256 of their files."""
+    images: Float[Tensor, "k c h w"]
+    """Raw means of their posteriors."""
+    instruction_ids: tuple[int, ...]
+    target: Float[Tensor, "c h w"]
+
+
+def held_out_edits(mixture: Artifact, *, limit: int) -> list[Edit]:
+    """Held-out edits of the sources whose earlier images are conditions, by source and shard, in order of keys."""
+    found: list[Edit] = []
+    for shard in _shards(mixture):
+        if len(found) >= limit:
+            break
+        if shard.latents is None or not shard.has_conditions or not len(shard.held_out):
+            continue
+        table = load_table(mixture.store, shard.tokens).take(pa.array(shard.held_out))
+        documents = [d for d in token_rows(table) if re.fullmatch("i+t+i", d.layout)]
+        images = _images(mixture, shard, [document.key for document in documents])
+        for document in documents:
+            rows = [images[document.key, index] for index in range(document.layout.count("i"))]
+            means = torch.from_numpy(np.stack([row.mean for row in rows]).astype("float32"))
+            found.append(
+                Edit(
+                    document.key,
+                    tuple(row.sha256 for row in rows[:-1]),
+                    means[:-1],
+                    tuple(np.concatenate(document.segments).tolist()),
+                    means[-1],
+                )
+            )
     return found[:limit]
 
 
@@ -96,6 +136,7 @@ class _Shard:
     latent_channels: int
     codes: CodeLayout | None
     """Where images are among the tokens."""
+    has_conditions: bool
     fraction: float
     held_out: Int32[np.ndarray, " d"]
     """Rows of its tokens that the mixture lists."""
@@ -118,6 +159,7 @@ def _shards(mixture: Artifact) -> Iterator[_Shard]:
                 latents=of_latents.get(shard_id),
                 latent_channels=int(latents.metadata["latent_channels"]) if latents else 0,
                 codes=CodeLayout.of(plan) if tokens.metadata.get("num_codes") else None,
+                has_conditions=source.conditions != "none",
                 fraction=source.held_out_fraction,
                 held_out=rows[first:end],
             )
@@ -130,11 +172,12 @@ def _coded_images(table: pa.Table, codes: CodeLayout) -> Iterator[CaptionedImage
             yield CaptionedImage(document.key, tuple(text), torch.from_numpy(images[0]))
 
 
-def _images(mixture: Artifact, shard: _Shard, keys: Sequence[str]) -> dict[str, LatentRow]:
-    """The first image of each document."""
+def _images(
+    mixture: Artifact, shard: _Shard, keys: Sequence[str]
+) -> dict[tuple[str, int], LatentRow]:
+    """All images of documents, by key and index."""
     assert shard.latents is not None
     table = load_table(mixture.store, shard.latents)
-    wanted = pc.and_(
-        pc.is_in(table["key"], pa.array(keys, pa.string())), pc.equal(table["image_index"], 0)
-    )
-    return {row.key: row for row in latent_rows(table.filter(wanted), shard.latent_channels)}
+    wanted = table.filter(pc.is_in(table["key"], pa.array(keys, pa.string())))
+    rows = latent_rows(wanted, shard.latent_channels)
+    return {(row.key, row.image_index): row for row in rows}

@@ -11,7 +11,13 @@ from transfusion.artifacts.pixels import read_pixels
 from transfusion.artifacts.publish import publish_folder
 from transfusion.evaluate.batches import one_thread_each
 from transfusion.evaluate.config import EvaluateConfig
-from transfusion.evaluate.held_out import CaptionedImage, held_out_images, held_out_pixels_first
+from transfusion.evaluate.edits import judge_edits
+from transfusion.evaluate.held_out import (
+    CaptionedImage,
+    held_out_edits,
+    held_out_images,
+    held_out_pixels_first,
+)
 from transfusion.evaluate.judges import (
     Evaluation,
     judge_autoencoder,
@@ -33,6 +39,7 @@ HEADLINES = (
     "single_object.color_accuracy",
     "single_object.color_shape_accuracy",
     "caption.color_accuracy",
+    "edits.accuracy",
     "autoencoder.psnr_db",
     "text.bits_per_byte",
     "text.unigram_bits_per_byte",
@@ -65,7 +72,8 @@ def _run(
     images = held_out_images(mixture, limit=wanted)
     drawn_world = any(entry.uses == DRAWN_WORLD for entry in package.config.lineage)
     prompts = _prompts(config, images, package.tokenizer.decode, drawn_world=drawn_world)
-    total = len(prompts) + min(len(images), config.num_captions)
+    edits = held_out_edits(mixture, limit=config.num_edits)
+    total = len(prompts) + min(len(images), config.num_captions) + len(edits)
     with context.progress(total=total, unit="images") as progress:
         evaluation = Evaluation(
             config=config,
@@ -80,6 +88,7 @@ def _run(
         )
         judge_drawings(evaluation, prompts)
         judge_captions(evaluation, images[: config.num_captions])
+        judge_edits(evaluation, edits)
     judge_autoencoder(evaluation)
     judge_text(evaluation)
     with evaluation.timed("validation"):

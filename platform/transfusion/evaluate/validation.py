@@ -30,9 +30,7 @@ def validation_losses(package: Package, mixture: Artifact) -> dict[str, float]:
     lm = lm_count = diffusion = of_noise = images = 0.0
     for index in range(reader.num_validation):
         batch = reader.validation(index).to(package.device)
-        noised = noising.apply(
-            batch.latents, batch.noise, batch.timesteps, clean=batch.clean
-        )
+        noised = noising.apply(batch.latents, batch.noise, batch.timesteps, clean=batch.clean)
         output = package.model(batch, noised.latents)
         sums = loss_sums(output, batch, noised)
         if config.num_codes:

@@ -12,6 +12,7 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.report.pictures import Album, Picture, psnr_db
 
 SAMPLES, CAPTIONS, RECONSTRUCTIONS = "samples.json", "captions.json", "reconstructions.json"
+EDITS = "edits.json"
 
 UNJUDGED = "held-out captions"
 """Heading of samples that belong to no task: drawn from the captions of held-out images."""
@@ -53,6 +54,19 @@ class Caption:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Edit:
+    """An image, what the model made of it, and what it was to become."""
+
+    instruction: str
+    source: Picture
+    made: Picture
+    true: Picture
+    correct: bool | None
+    """None where the image has no other edit to be compared with."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reconstruction:
     """An image before and after the autoencoder."""
 
@@ -72,20 +86,25 @@ class Findings:
     wrong_captions: list[Caption]
     """Further ones that are wrong, without pictures."""
     num_captions: int
+    edits: list[Edit]
+    num_edits: int
     reconstructions: list[Reconstruction]
 
 
 def read_findings(evaluation: Artifact, album: Album, *, max_listed: int) -> Findings:
-    """Reads an evaluation and embeds its images: three fifths for samples, a fifth for each of the others."""
+    """Reads an evaluation and embeds its images: a fifth for each kind, and for samples what is left."""
     share = album.left // 5
     captions = _rows(evaluation, CAPTIONS)
     pictured = [row for row in captions if "file" in row][:share]
     wrong = [row for row in captions if row not in pictured and _caption_correct(row) is False]
     pairs = _rows(evaluation, RECONSTRUCTIONS)[: share // 2]
+    edits = _rows(evaluation, EDITS)
     return Findings(
         captions=[_caption(evaluation, album, row) for row in pictured],
         wrong_captions=[_caption(evaluation, None, row) for row in wrong[:max_listed]],
         num_captions=len(captions),
+        edits=[_edit(evaluation, album, row) for row in edits[: share // 3]],
+        num_edits=len(edits),
         reconstructions=[_reconstruction(evaluation, album, row) for row in pairs],
         tasks=_tasks(evaluation, album),
     )
@@ -147,6 +166,18 @@ def _caption(evaluation: Artifact, album: Album | None, row: Mapping[str, Any]) 
 
 def _caption_correct(row: Mapping[str, Any]) -> bool | None:
     return row["color_correct"] and row["shape_correct"] if "color_correct" in row else None
+
+
+def _edit(evaluation: Artifact, album: Album, row: Mapping[str, Any]) -> Edit:
+    correct = row.get("correct")
+    return Edit(
+        instruction=row["instruction"],
+        source=album.add(evaluation.read(row["source"])),
+        made=album.add(evaluation.read(row["made"])),
+        true=album.add(evaluation.read(row["true"])),
+        correct=correct,
+        reason=f"nearest: {row['nearest']}" if correct is False else "",
+    )
 
 
 def _reconstruction(evaluation: Artifact, album: Album, row: Mapping[str, Any]) -> Reconstruction:

@@ -45,6 +45,11 @@ HEADLINES = (
     _Headline("single_object.color_shape_accuracy", "images: colour and shape right"),
     _Headline("caption.color_accuracy", "captions: colour right"),
     _Headline(
+        "edits.accuracy",
+        "edits: nearest to what was asked",
+        beside=(("edits.unchanged_accuracy", "left as it was"), ("edits.chance", "chance")),
+    ),
+    _Headline(
         "text.bits_per_byte",
         "held-out text, bits per byte",
         decimal,
