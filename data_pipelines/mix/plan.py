@@ -1,10 +1,11 @@
 """Packs what takes part, turns what was packed into references, and stores them."""
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import UInt64
+from jaxtyping import Int64, UInt64
 
 from data_pipelines.mix.config import MixConfig
 from data_pipelines.mix.statistics import Statistics
@@ -103,48 +104,47 @@ class Plan:
             "when_exhausted is fail: raise max_epochs or max_tokens, lower its weight, or plan fewer steps"
         )
 
-    def _words(self, block: PackedSteps, streams: Streams) -> UInt64[np.ndarray, "r 2"]:
-        shard = np.empty_like(block.document)
-        row, start = np.empty_like(shard), np.empty_like(shard)
-        image_first = np.zeros(len(shard), bool)
-        for i, documents in enumerate(streams.documents):
-            mine = block.stream == i
-            chosen = block.document[mine]
-            shard[mine], row[mine] = documents.shard[chosen], documents.row[chosen]
-            start[mine] = documents.start[chosen] + block.start[mine]
-            drawn = uniform(
-                self._config.seed,
-                _ORDER_OF_PAIR,
-                documents.identity[chosen],
-                block.epoch[mine].astype(np.uint64),
-            )
-            image_first[mine] = documents.is_pair[chosen] & (drawn >= self._config.caption_first)
-        return References(
-            shard=shard,
-            row=row,
-            start=start,
-            length=block.length,
-            image_first=image_first,
-            epoch=block.epoch,
-        ).to_words()
-
     def _tables(self, block: PackedSteps, streams: Streams, shape: Shape) -> Iterator[pa.Table]:
-        """Of each lane."""
-        words = self._words(block, streams)
+        """Of one lane after the other: only one is in memory beside the block."""
         # Sequences lie in the order step, lane, slot.
         per_lane = shape.sequences_per_micro_batch
         lane_of = np.arange(len(block.counts)) // per_lane % shape.lanes
-        if shape.lanes > 1:
-            words = words[np.argsort(np.repeat(lane_of, block.counts), kind="stable")]
+        by_lane = np.argsort(np.repeat(lane_of, block.counts), kind="stable")
         counts = block.counts[np.argsort(lane_of, kind="stable")].reshape(shape.lanes, -1)
-        ends = np.cumsum(counts.sum(axis=1))
-        for of_lane, end in zip(counts, ends, strict=True):
+        ends = np.cumsum(counts.sum(axis=1)).tolist()
+        for of_lane, (start, end) in zip(counts, pairwise([0, *ends]), strict=True):
             yield sequences_table(
-                words[end - of_lane.sum() : end],
+                self._words(block, by_lane[start:end], streams),
                 counts=of_lane,
                 first_step=block.first_step,
                 sequences_per_step=per_lane,
             )
+
+    def _words(
+        self, block: PackedSteps, chosen: Int64[np.ndarray, " r"], streams: Streams
+    ) -> UInt64[np.ndarray, "r 2"]:
+        """Of some references of a block."""
+        stream, document, start, length, epoch = (
+            column[chosen]
+            for column in (block.stream, block.document, block.start, block.length, block.epoch)
+        )
+        shard, row = np.empty_like(document), np.empty_like(document)
+        image_first = np.zeros(len(chosen), bool)
+        for i, documents in enumerate(streams.documents):
+            mine = stream == i
+            index = document[mine]
+            shard[mine], row[mine] = documents.shard[index], documents.row[index]
+            start[mine] += documents.start[index]
+            drawn = uniform(
+                self._config.seed,
+                _ORDER_OF_PAIR,
+                documents.identity[index],
+                epoch[mine].astype(np.uint64),
+            )
+            image_first[mine] = documents.is_pair[index] & (drawn >= self._config.caption_first)
+        return References(
+            shard=shard, row=row, start=start, length=length, image_first=image_first, epoch=epoch
+        ).to_words()
 
     def _stored(self, name: str, table: pa.Table) -> FileEntry:
         return store_table(self._context.store, f"{self._context.pool}/data", name, table)
