@@ -2,11 +2,14 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from transfusion.config import Config
 
 Precision = Literal["fp32", "fp32_bf16_inner", "bf16"]
+
+
+AdamMoments = Literal["fp32", "bf16"]
 
 
 class LoopConfig(Config):
@@ -44,6 +47,10 @@ class LoopConfig(Config):
     tensor cores), and elsewhere oneDNN's fp32 products, up to twice as fast as MKL's on AMD; `bf16`: bf16
     computation with fp32 masters."""
 
+    adam_moments: AdamMoments = "fp32"
+    """`bf16` halves the optimizer's state, for models that would not fit; its second moment is too coarse for a
+    `beta2` above 0.99."""
+
     checkpoint_every_steps: int = Field(100, ge=1)
 
     keep_checkpoints: int = Field(2, ge=1)
@@ -65,3 +72,12 @@ class LoopConfig(Config):
     """Part of the identity: another number of threads sums in another order, which shows in the last bits."""
 
     seed: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _moments_are_fine_enough(self) -> "LoopConfig":
+        if self.adam_moments == "bf16" and self.beta2 > 0.99:
+            raise ValueError(
+                f"adam_moments bf16 needs a beta2 of at most 0.99, got {self.beta2}: changes of the second "
+                "moment by less than one part in 512 are rounded away; lower beta2 or keep fp32"
+            )
+        return self

@@ -12,9 +12,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from transfusion.train.adam import make_optimizer
 from transfusion.train.checkpoint import CheckpointRecord, Checkpoints
 from transfusion.train.loop_config import LoopConfig
-from transfusion.train.parallel import AveragedWeights, local, parameter_groups
+from transfusion.train.parallel import AveragedWeights, local
 from transfusion.train.schedule import ema_decay, learning_rate
 
 
@@ -25,14 +26,7 @@ class TrainingState:
         self.model = model
         self.averaged = AveragedWeights(model)
         self._config = config
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(model, weight_decay=config.weight_decay),
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            # One kernel over all weights: a call a sharded weight costs four times as much on small models.
-            fused=True,
-        )
+        self._optimizer = make_optimizer(model, config)
 
     def rate(self, step: int) -> float:
         """Learning rate of an update."""
