@@ -5,12 +5,15 @@ documents by padding and accumulation. Only the global batch is divided by.
 Axes: r = text rows, m = image slots, c h w = latent, v = vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from einops import reduce
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from transfusion.diffusion.noising import Noised
 from transfusion.model.transformer import ModelOutput
@@ -52,11 +55,11 @@ def loss_sums(
             it is left out. Weights move the sum, never the count.
         z_loss_weight: Of the squared logarithm of the softmax's denominator (Chameleon, arXiv:2405.09818, 2.3.2).
     """
-    logits = output.logits.float()
-    cross_entropy = F.cross_entropy(logits, batch.text_targets.long(), reduction="none")
-    z_sum = None
-    if z_loss_weight:
-        z_sum = z_loss_weight * (logits.logsumexp(dim=-1).square() * batch.text_weight).sum()
+    each = output.text_losses
+    if each is None:
+        each = text_losses(output.logits, batch.text_targets, with_z=z_loss_weight > 0)
+    cross_entropy, *squares = each
+    z_sum = z_loss_weight * (squares[0] * batch.text_weight).sum() if squares else None
     error = image_errors(output.epsilon, batch.noise if noised is None else noised.target)
     if noised is not None and noised.weight is not None:
         error = error * noised.weight
@@ -69,6 +72,49 @@ def loss_sums(
         z_sum=z_sum,
         image_errors=error,
     )
+
+
+def text_losses(
+    logits: Float[Tensor, "r v"], targets: Int[Tensor, " r"], *, with_z: bool
+) -> Float[Tensor, "k r"]:
+    """Cross-entropy of each row in fp32, and below it with `with_z` the square of its denominator's logarithm."""
+    logits = logits.float()
+    losses = [F.cross_entropy(logits, targets.long(), reduction="none")]
+    if with_z:
+        losses.append(logits.logsumexp(dim=-1).square())
+    return torch.stack(losses)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkedTextLosses:
+    """`text_losses` of rows of which only some have logits at once; see `TransfusionModel.forward`.
+
+    The logits of a chunk are dropped after its forward and computed again for its backward: one product more with
+    the head, for memory that does not grow with the rows. In bf16 the head's gradient adds up over chunks in bf16.
+    """
+
+    targets: Int[Tensor, " r"]
+    chunk_rows: int
+    with_z: bool = False
+
+    def __call__(
+        self, hidden: Float[Tensor, "r d"], logits: Callable[[Tensor], Tensor]
+    ) -> Float[Tensor, "k r"]:
+        """Of rows of the stream, and of what makes logits of them."""
+
+        def losses(rows: Tensor, targets: Tensor) -> Tensor:
+            return text_losses(logits(rows), targets, with_z=self.with_z)
+
+        chunks = zip(
+            hidden.split(self.chunk_rows), self.targets.split(self.chunk_rows), strict=True
+        )
+        return torch.cat(
+            [
+                checkpoint(losses, rows, targets, use_reentrant=False, preserve_rng_state=False)
+                for rows, targets in chunks
+            ],
+            dim=1,
+        )
 
 
 def image_errors(

@@ -76,6 +76,12 @@ class TrainResources(Config):
     """A message between workers that takes longer ends the worker that waits, and the group starts again."""
     hang_timeout_s: float = Field(1800, gt=0)
     """A worker whose step takes longer writes the stacks of its threads and exits, and the group starts again."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """What a transformer's blocks compute anew on the way back rather than keep: nothing; all but products with
+    weights and attention; all but their inputs. Gradients are the same."""
+    shard_group_size: int | None = Field(None, ge=1)
+    """Workers that share one copy of weights and optimizer, such as those of a machine; groups hold copies and
+    exchange gradients only. All workers share one when left out."""
     checkpoint_async: bool = False
     """Checkpoints are written from a copy in host memory while training goes on: takes as much memory as they
     do, and a worker's death costs one more."""

@@ -92,13 +92,16 @@ def config(**changed: Any) -> TrainConfig:
     return TrainConfig(**(values | changed))
 
 
-def make_trainee(settings: TrainConfig, source: MadeUpSource) -> TransformerTrainee:
+def make_trainee(
+    settings: TrainConfig, source: MadeUpSource, resources: TrainResources | None = None
+) -> TransformerTrainee:
     return TransformerTrainee(
         settings,
         source,
         num_pieces=NUM_PIECES,
         latent_channels=LATENT[0],
         device=torch.device("cpu"),
+        resources=resources or TrainResources(),
     )
 
 
@@ -118,7 +121,7 @@ def train(
             raise InterruptedError(step)
 
     return run_to_end(
-        make_trainee(settings or config(), source or MadeUpSource()),
+        make_trainee(settings or config(), source or MadeUpSource(), resources),
         store=open_store(str(folder)),
         folder="run",
         fingerprint=FINGERPRINT,
@@ -202,10 +205,12 @@ class SignalledSource(MadeUpSource):
         return super().micro_batch(step, lane)
 
 
-def build(values: dict[str, Any], inputs: dict[str, Any], device: torch.device) -> Any:
+def build(
+    values: dict[str, Any], inputs: dict[str, Any], device: torch.device, resources: TrainResources
+) -> Any:
     """What a Ray Train worker calls; `case` stands beside the config."""
     case = values.pop("case")
     source = MadeUpSource(spoilt=[(3, 0)])
     if case["marker"]:
         source = SignalledSource(Path(case["marker"]), case["signal"])
-    return make_trainee(TrainConfig.model_validate_json(json.dumps(values)), source)
+    return make_trainee(TrainConfig.model_validate_json(json.dumps(values)), source, resources)

@@ -4,7 +4,7 @@ Axes: b = sequences, n = positions, d = width, v = vocabulary, r = text rows, m 
 c h w = latent.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -26,6 +26,9 @@ from transfusion.model.positions import sinusoid_2d
 from transfusion.model.skip import NoisySkip
 from transfusion.sequence.batch import PackedBatch
 
+TextLosses = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+"""(stream at the text rows: r d, its logits) -> k r."""
+
 
 class ModelOutput(NamedTuple):
     """What the model predicts of a batch."""
@@ -35,6 +38,9 @@ class ModelOutput(NamedTuple):
 
     epsilon: Float[Tensor, "m c h w"]
     """What is predicted of each image slot, in fp32: its noise, or what else the objective's target is."""
+
+    text_losses: Float[Tensor, "k r"] | None = None
+    """Where they were asked for: then there are no logits."""
 
 
 class TransfusionModel(nn.Module):
@@ -65,11 +71,17 @@ class TransfusionModel(nn.Module):
         """Draws every weight anew; the same on every device, and after `to_empty`."""
         initialize(self, seed=seed)
 
-    def forward(self, batch: PackedBatch, noisy: Float[Tensor, "m c h w"]) -> ModelOutput:
+    def forward(
+        self,
+        batch: PackedBatch,
+        noisy: Float[Tensor, "m c h w"],
+        text_losses: TextLosses | None = None,
+    ) -> ModelOutput:
         """Predictions for a packed batch.
 
         Args:
             noisy: The batch's latents with its noise added at its timesteps.
+            text_losses: Makes losses of the stream at the text rows, so that their logits need not exist at once.
         """
         num_sequences = batch.token_ids.shape[0]
         encoded = self.encode_images(noisy, batch.timesteps)
@@ -94,9 +106,11 @@ class TransfusionModel(nn.Module):
         )
         rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])
         patches = rearrange(rows[places], "(m p) d -> m p d", p=batch.image_positions.shape[1])
+        text = rows[batch.text_rows]
         return ModelOutput(
-            logits=self.logits(rows[batch.text_rows]),
+            logits=self.logits(text) if text_losses is None else text.new_zeros(0, self.vocab_size),
             epsilon=self.decode_images(patches, batch.timesteps, encoded),
+            text_losses=None if text_losses is None else text_losses(text, self.logits),
         )
 
     def embed_tokens(self, token_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:

@@ -30,6 +30,13 @@ class TrainConfig(LoopConfig):
     """Text's weights stay as they were loaded, and patches' own are trained beside them (LMFusion): nothing that
     is said of text alone changes. Needs `model.weights: by_modality`."""
 
+    compile: bool = False
+    """Blocks are compiled: a minute at the start, faster steps on GPUs, and other last bits."""
+
+    lm_head_chunk_rows: int | None = Field(None, ge=1)
+    """Text rows whose logits exist at once; the others' are computed in turn, and again on the way back. For
+    vocabularies of 32,000 and more: 8,192 rows of them are a GiB. All at once when left out."""
+
     repeat_first_step: bool = False
     """Every step trains on the first batch of the plan, with the same noise and timesteps. Its loss must come near
     zero: the first thing to try when a run learns nothing. Nothing is validated."""

@@ -14,14 +14,30 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from transfusion.errors import ArtifactError
 from transfusion.train.loop_config import Precision
 
 log = logging.getLogger(__name__)
 
 
-def data_mesh(device: torch.device) -> DeviceMesh:
-    """All ranks in one dimension."""
-    return init_device_mesh(device.type, (dist.get_world_size(),), mesh_dim_names=("data",))
+def data_mesh(device: torch.device, *, shard_group_size: int | None = None) -> DeviceMesh:
+    """All ranks in one dimension, or in groups: of these FSDP2 shards in the second and copies in the first.
+
+    Raises:
+        ArtifactError: The ranks do not come out even in groups of that size.
+    """
+    world_size = dist.get_world_size()
+    if shard_group_size in (None, world_size):
+        return init_device_mesh(device.type, (world_size,), mesh_dim_names=("data",))
+    groups, left = divmod(world_size, shard_group_size)
+    if left:
+        raise ArtifactError(
+            f"{world_size} workers in groups of {shard_group_size}: {left} would be left over; set "
+            f"train.shard_group_size in the profile to a divisor of {world_size}, or leave it out"
+        )
+    return init_device_mesh(
+        device.type, (groups, shard_group_size), mesh_dim_names=("copies", "data")
+    )
 
 
 def set_precision(precision: Precision, *, device: torch.device, cpu_threads: int) -> None:

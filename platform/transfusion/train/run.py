@@ -12,7 +12,7 @@ from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.mixture import Mixture, read_mixture
 from transfusion.errors import ArtifactError
 from transfusion.ingest.reader import MixtureReader
-from transfusion.stage import Made, StageContext
+from transfusion.stage import Made, StageContext, TrainResources
 from transfusion.tokenizer.tokenizer import MODEL
 from transfusion.train.config import TrainConfig
 from transfusion.train.init_from import ROLE, list_files
@@ -78,7 +78,10 @@ def check_plan(config: TrainConfig, plan: Mixture) -> None:
 
 
 def build(
-    config: Mapping[str, Any], inputs: Mapping[str, Artifact], device: torch.device
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    device: torch.device,
+    resources: TrainResources,
 ) -> TransformerTrainee:
     """What a training worker calls."""
     checked = TrainConfig.model_validate_json(json.dumps(config))
@@ -91,6 +94,7 @@ def build(
         num_codes=plan.num_codes,
         latent_channels=plan.latent_channels,
         device=device,
+        resources=resources,
         start=_start(checked, plan, inputs),
         painter=lambda: Painter(checked, plan, inputs["mixture"], device=device),
     )

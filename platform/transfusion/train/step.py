@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from transfusion.diffusion.noising import Noising
 from transfusion.model.transformer import TransfusionModel
-from transfusion.objective import LossSums, combine, loss_sums
+from transfusion.objective import ChunkedTextLosses, LossSums, combine, loss_sums
 from transfusion.sequence.batch import PackedBatch
 from transfusion.sequence.special import SpecialIds
+from transfusion.stage import TrainResources
+from transfusion.train.blocks import checkpoint_blocks, compile_blocks
 from transfusion.train.config import TrainConfig
 from transfusion.train.measures import (
     GradientGroups,
@@ -62,8 +64,10 @@ class TransformerTrainee:
         latent_channels: int,
         device: torch.device,
         painter: Callable[[], Painter] | None = None,
+        resources: TrainResources | None = None,
         start: Start | None = None,
     ) -> None:
+        resources = resources or TrainResources()
         self.config = config
         self._source = source
         self._device = device
@@ -73,7 +77,11 @@ class TransformerTrainee:
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         if config.frozen_text:
             freeze_text(model)
-        shard(model, blocks=model.blocks, mesh=data_mesh(device), precision=config.precision)
+        checkpoint_blocks(model.blocks, resources.activation_checkpointing)
+        if config.compile:
+            compile_blocks(model.blocks)
+        mesh = data_mesh(device, shard_group_size=resources.shard_group_size)
+        shard(model, blocks=model.blocks, mesh=mesh, precision=config.precision)
         model.to_empty(device=device)
         whole: TransfusionModel | None = None
         if dist.get_rank() == 0:
@@ -228,7 +236,14 @@ class TransformerTrainee:
         there = batch.to(self._device, non_blocking=True)
         noised = self._noising.apply(there.latents, there.noise, there.timesteps, clean=there.clean)
         z_loss_weight = self.config.objective.z_loss_weight
-        output = self.model(there, noised.latents)
+        chunked = None
+        if self.config.lm_head_chunk_rows is not None:
+            chunked = ChunkedTextLosses(
+                targets=there.text_targets,
+                chunk_rows=self.config.lm_head_chunk_rows,
+                with_z=z_loss_weight > 0,
+            )
+        output = self.model(there, noised.latents, text_losses=chunked)
         sums = loss_sums(output, there, noised, z_loss_weight=z_loss_weight)
         if tally is not None:
             num_timesteps = self.config.objective.num_timesteps

@@ -37,7 +37,7 @@ class TrainJob:
     """What the workers are sent: plain values only."""
 
     build: str
-    """`module:function` of `(config, inputs, device) -> Trainee`."""
+    """`module:function` of `(config, inputs, device, resources) -> Trainee`."""
     config: dict[str, Any]
     inputs: dict[str, str]
     """Manifest path of each input, by role."""
@@ -180,7 +180,9 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
         try:
             module, _, function = job.build.partition(":")
             inputs = {role: open_artifact(store, path) for role, path in job.inputs.items()}
-            trainee = getattr(importlib.import_module(module), function)(job.config, inputs, device)
+            resources = TrainResources.model_validate(job.resources)
+            builder = getattr(importlib.import_module(module), function)
+            trainee = builder(job.config, inputs, device, resources)
         except TransfusionError as error:
             fault = str(error)
         # A fault of one rank is everyone's: the others must not wait for it in a collective.
@@ -197,7 +199,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             scratch=Path(job.scratch),
             tracking=job.tracking,
             tell=teller.tell,
-            resources=TrainResources.model_validate(job.resources),
+            resources=resources,
             stop=stop.asked,
         )
     except (NotFiniteError, StoppedError) as error:

@@ -29,6 +29,7 @@ from transfusion.autoencoder.network import (
 )
 from transfusion.autoencoder.run import metadata_of
 from transfusion.errors import ArtifactError
+from transfusion.stage import TrainResources
 from transfusion.train.autoencoder.codes import (
     all_counts,
     count,
@@ -283,7 +284,10 @@ def _perception(config: TrainAutoencoderConfig, device: torch.device) -> Percept
 
 
 def build(
-    config: Mapping[str, Any], inputs: Mapping[str, Artifact], device: torch.device
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Artifact],
+    device: torch.device,
+    _resources: TrainResources,
 ) -> AutoencoderTrainee:
     """What a training worker calls."""
     checked = TrainAutoencoderConfig.model_validate_json(json.dumps(config))

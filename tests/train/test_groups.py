@@ -1,0 +1,54 @@
+"""Workers in groups: each group shards the weights, groups hold copies (HSDP)."""
+
+import contextlib
+import itertools
+import json
+
+import pytest
+import torch.distributed as dist
+
+from tests.train.worlds import MadeUpSource, config, in_world, make_trainee, rows, train
+from transfusion.errors import ArtifactError
+from transfusion.stage import TrainResources
+from transfusion.train.stop import StoppedError
+
+
+def in_turns(folder):
+    """Four workers: a whole run in one group, one in two groups, and one that changes from groups to none."""
+    source = MadeUpSource(lanes=4)
+    one, groups = TrainResources(), TrainResources(shard_group_size=2)
+    settings = config(steps=4)
+    outcomes = {
+        "one": train(folder / "one", settings=settings, source=source, resources=one),
+        "groups": train(folder / "groups", settings=settings, source=source, resources=groups),
+    }
+    weight = make_trainee(settings, source, groups).model.blocks[0].ffn.out.weight
+    assert weight.device_mesh.shape == (2, 2)
+    assert weight.to_local().shape[0] == weight.shape[0] // 2
+    for name, first, second in (("joined", groups, one), ("split", one, groups)):
+        asked = itertools.count()
+        with contextlib.suppress(StoppedError):
+            train(
+                folder / name,
+                settings=settings,
+                source=source,
+                resources=first,
+                stop=lambda asked=asked: next(asked) >= 1,
+            )
+        outcomes[name] = train(folder / name, settings=settings, source=source, resources=second)
+    with pytest.raises(ArtifactError, match="4 workers in groups of 3: 1 would be left over"):
+        make_trainee(settings, source, TrainResources(shard_group_size=3))
+    if dist.get_rank() == 0:
+        (folder / "outcomes.json").write_text(json.dumps(outcomes))
+
+
+def test_groups_take_the_steps_of_one_and_read_each_others_checkpoints(tmp_path):
+    in_world(4, in_turns, tmp_path)
+    outcomes = json.loads((tmp_path / "outcomes.json").read_text())
+    found = {name: rows(tmp_path / name, outcome) for name, outcome in outcomes.items()}
+    expected = found.pop("one")
+    assert len(expected) == 4
+    for name, steps in found.items():
+        for row, by_one in zip(steps, expected, strict=True):
+            assert row == pytest.approx(by_one, rel=1e-5), name
+            assert row["loss"] == pytest.approx(by_one["loss"], rel=1e-6), name
