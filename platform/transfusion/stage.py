@@ -82,6 +82,8 @@ class TrainResources(Config):
     shard_group_size: int | None = Field(None, ge=1)
     """Workers that share one copy of weights and optimizer, such as those of a machine; groups hold copies and
     exchange gradients only. All workers share one when left out."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """Of a worker's device in dense bf16 products, for the model FLOPs' utilisation; known of common GPUs."""
     checkpoint_async: bool = False
     """Checkpoints are written from a copy in host memory while training goes on: takes as much memory as they
     do, and a worker's death costs one more."""

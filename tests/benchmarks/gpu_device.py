@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from tests.benchmarks.measure import Result, Turns, take_turns
-
-DENSE_BF16_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}
-"""By the makers' sheets, without sparsity."""
+from transfusion.train.peaks import peak_tflops
 
 
 class Device:
@@ -70,8 +68,7 @@ class Device:
     @property
     def sheet_tflops(self) -> float:
         """The maker's number for dense bf16; what is measured where the device is not in the table."""
-        known = [peak for name, peak in DENSE_BF16_TFLOPS.items() if name in self.name]
-        return known[0] if known else self.gemm_tflops
+        return peak_tflops(self.torch) or self.gemm_tflops
 
     def results(self) -> list[Result]:
         """What the other numbers are to be read beside."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import LATENT, model_config
 from tests.train.worlds import (
@@ -23,8 +24,10 @@ from tests.train.worlds import (
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.model.transformer import TransfusionModel
+from transfusion.stage import TrainResources
 from transfusion.train.measures import GROUPS, group_of
 from transfusion.train.parallel import AveragedWeights, lanes_of, parameter_groups
+from transfusion.train.peaks import peak_tflops
 from transfusion.train.schedule import ema_decay, learning_rate
 
 
@@ -174,6 +177,49 @@ def test_a_step_and_a_validation_are_of_the_target_and_of_its_weights(world, noi
     assert values["loss"] == pytest.approx(values["lm_loss"] + 2 * values["diffusion_loss"])
     held_out = [source.validation(index) for index in range(source.num_validation)]
     assert trainee.validate()["diffusion_loss"] == pytest.approx(by_hand(held_out), rel=1e-4)
+
+
+@pytest.mark.parametrize("peak", [None, 0.5])
+def test_a_step_says_how_much_it_computes_and_what_that_is_of_the_peak(world, tmp_path, peak):
+    source = MadeUpSource()
+    trainee = make_trainee(config(), source, TrainResources(peak_tflops=peak))
+    result = trainee.forward_backward(0)
+    model = TransfusionModel(
+        model_config(), vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0]
+    )
+    expected = 0
+    for lane in range(source.lanes):
+        batch = source.micro_batch(0, lane)
+        with FlopCounterMode(display=False) as counter:
+            model(batch, batch.latents).epsilon.sum().backward()
+        expected += counter.get_total_flops()
+    # Unused slots and rows, and the pairs between blocks of queries, are computed but not asked for.
+    assert 0.5 * expected < result.flops < expected
+    outcome = train(tmp_path, resources=TrainResources(peak_tflops=peak))
+    lines = result_file(tmp_path, outcome, "metrics.jsonl").splitlines()
+    timing = next(row["timing"] for row in map(json.loads, lines) if row["kind"] == "train")
+    assert timing["tflops_per_s"] == pytest.approx(
+        result.flops / timing["step_s"] / 1e12, rel=1e-2, abs=1e-6
+    )
+    assert ("mfu" in timing) == (peak is not None)
+    if peak is not None:
+        assert timing["mfu"] == pytest.approx(timing["tflops_per_s"] / peak, abs=3e-6)
+
+
+def test_a_gpu_is_known_by_its_name_and_what_is_stated_comes_first(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert peak_tflops(cpu) is None
+    assert peak_tflops(cpu, 3.5) == 3.5
+    for name, peak in [
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA GB200", 2500.0),
+        ("another", None),
+    ]:
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _, name=name: name)
+        assert peak_tflops(gpu) == peak
+    assert peak_tflops(gpu, 3.5) == 3.5
 
 
 def test_a_run_that_two_workers_began_is_finished_by_one(world, plain, tmp_path):

@@ -58,8 +58,19 @@ class Clock:
             **parts,
             "other_s": max(other_s, 0.0),
             **{f"{key}_per_s": count / step_s for key, count in result.rates.items()},
+            **_arithmetic(result, step_s=step_s),
             "peak_memory_bytes": float(peak_memory_bytes()),
         }
+
+
+def _arithmetic(result: StepResult, *, step_s: float) -> dict[str, float]:
+    """What the step made of its devices; `mfu` is the share of their peak."""
+    if result.flops is None:
+        return {}
+    found = {"tflops_per_s": result.flops / step_s / 1e12}
+    if result.peak_flops_per_s is not None:
+        found["mfu"] = result.flops / step_s / result.peak_flops_per_s
+    return found
 
 
 def peak_memory_bytes() -> int:

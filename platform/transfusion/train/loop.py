@@ -206,6 +206,8 @@ class _Run:
             self._metrics.add("train", step=step + 1, values=values, timing=timing)
             rates = {name: f"{timing[f'{name}_per_s']:,.0f}" for name in result.rates}
             shown = {f"{name}/s": rate for name, rate in rates.items()}
+            if "mfu" in timing:
+                shown["MFU"] = f"{timing['mfu']:.1%}"
             self._tell(step + 1, {**result.shown, **shown})
         return result.stop
 

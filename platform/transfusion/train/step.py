@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from transfusion.diffusion.noising import Noising
+from transfusion.model.flops import Work, training_flops
 from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import ChunkedTextLosses, LossSums, combine, loss_sums
 from transfusion.sequence.batch import PackedBatch
@@ -40,6 +41,7 @@ from transfusion.train.parallel import (
     set_precision,
     shard,
 )
+from transfusion.train.peaks import peak_tflops
 from transfusion.train.pictures import Preview
 from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
 from transfusion.train.preview import Painter, held_out_captions
@@ -97,6 +99,7 @@ class TransformerTrainee:
         self._noising = Noising.of(config.objective, device=device)
         self._make_painter = painter
         self._painter: Painter | None = None
+        self._peak = peak_tflops(device, resources.peak_tflops)
         self._lane_losses: list[tuple[int, Tensor]] = []
         self._reading = ReadAhead(source, steps=config.steps)
         self._sizes = StreamSizes(model.blocks[-1])
@@ -122,9 +125,15 @@ class TransformerTrainee:
             {
                 "text_tokens": sum(float(batch.text_weight.sum()) for batch in batches),
                 "images": sum(float(batch.image_weight.sum()) for batch in batches),
+                "flops": sum(
+                    self._flops(batch)
+                    for lane, batch in zip(owned, batches, strict=True)
+                    if lane is not None
+                ),
             },
             device=self._device,
         )
+        flops = counts.pop("flops")
         tally, watch = Tally(self._device), Stopwatch(self._device)
         tally.add(stop=float(stop))
         self._lane_losses = []
@@ -159,6 +168,8 @@ class TransformerTrainee:
             data_s=waited,
             forward_s=forward_s,
             backward_s=backward_s,
+            flops=flops,
+            peak_flops_per_s=self._peak and 1e12 * self._peak * dist.get_world_size(),
             stop=everyone["stop"] > 0,
         )
 
@@ -251,6 +262,16 @@ class TransformerTrainee:
             tally.add(**level_sums(sums, there, num_timesteps=num_timesteps))
             tally.add(**self._sizes.sums(there))
         return sums
+
+    def _flops(self, batch: PackedBatch) -> float:
+        """There and back, at the pairs of positions that are seen."""
+        channels, height, width = batch.latents.shape[1:]
+        return training_flops(
+            self.config.model,
+            Work.of(batch),
+            vocab_size=self._special.vocab_size,
+            latent_shape=(channels, height, width),
+        )
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
         lm = sums["lm"] / max(counts["text_tokens"], 1.0)

@@ -27,6 +27,10 @@ class StepResult:
     forward_s: float | None = None
     """Time in forwards on this rank, where it was measured; so with `backward_s`."""
     backward_s: float | None = None
+    flops: float | None = None
+    """Of the products that the step asks for, on all ranks, where the trainee counts them."""
+    peak_flops_per_s: float | None = None
+    """What all ranks' devices could compute at most, where it is known."""
     stop: bool = False
     """Whether any rank handed in `stop`."""
 
