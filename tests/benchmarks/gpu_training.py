@@ -81,9 +81,9 @@ def training(device: Device, setting: Setting, *, compiled: bool) -> list[Result
     for _ in range(4):
         step()
     device_peak = device.peak_gib()
-    compiles = _num_compiles()
+    compiles = num_compiles()
     seconds = device.turns({"step": step}, rounds=2 * setting.rounds).median("step")
-    compiles = _num_compiles() - compiles
+    compiles = num_compiles() - compiles
     batch = batches[0]
     flops = count_flops(setting, batch)
     rate = flops / seconds / 1e12
@@ -152,7 +152,7 @@ def _make_step(
     return step
 
 
-def _num_compiles() -> int:
+def num_compiles() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])

@@ -108,8 +108,9 @@ def compare_over_steps(checkpointing, backend):
 
 
 def make_one_graph(backend):
-    """As on CUDA, attention can be traced: what is kept is decided within the graph, and nothing breaks it."""
+    """As on CUDA, attention can be traced: what is kept is decided within one graph, and all blocks share it."""
     torch._dynamo.reset()
+    counters.clear()
     model, plain = make_model(), make_model()
     checkpoint_blocks(model.blocks, "selective")
     compile_blocks(model.blocks, backend=backend, fullgraph=True)
@@ -122,6 +123,8 @@ def make_one_graph(backend):
     made = model.transform(hidden, position_ids=positions, attention=attend)
     expected = plain.transform(hidden, position_ids=positions, attention=attend)
     torch.testing.assert_close(made, expected)
+    assert model.config.depth > 1
+    assert counters["stats"]["unique_graphs"] == 1
     made.sum().backward()
     expected.sum().backward()
     for one, other in zip(model.blocks.parameters(), plain.blocks.parameters(), strict=True):
