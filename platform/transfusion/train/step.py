@@ -16,12 +16,10 @@ from torch import Tensor, nn
 
 from transfusion.diffusion.noising import Noising
 from transfusion.model.flops import Work, training_flops
-from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import ChunkedTextLosses, LossSums, combine, loss_sums
 from transfusion.sequence.batch import PackedBatch
 from transfusion.sequence.special import SpecialIds
 from transfusion.stage import TrainResources
-from transfusion.train.blocks import checkpoint_blocks, compile_blocks
 from transfusion.train.config import TrainConfig
 from transfusion.train.measures import (
     GradientGroups,
@@ -34,23 +32,19 @@ from transfusion.train.measures import (
 from transfusion.train.parallel import (
     AveragedWeights,
     all_sum,
-    data_mesh,
-    fill,
     gather,
     lanes_of,
     set_precision,
-    shard,
 )
 from transfusion.train.peaks import peak_tflops
 from transfusion.train.pictures import Preview
-from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
+from transfusion.train.pretrained import Start
 from transfusion.train.preview import Painter, held_out_captions
+from transfusion.train.sharded import make_sharded, write_weights
 from transfusion.train.source import BatchSource, ReadAhead
 from transfusion.train.trainee import StepResult, Written
 
 log = logging.getLogger(__name__)
-
-RAW_NAME, AVERAGED_NAME = "model.safetensors", "ema.safetensors"
 
 
 class TransformerTrainee:
@@ -75,26 +69,15 @@ class TransformerTrainee:
         self._device = device
         self._special = SpecialIds.after(num_pieces, num_codes=num_codes)
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
-        model = self._new_model(config, latent_channels, on="meta")
+        model = make_sharded(
+            config,
+            resources,
+            special=self._special,
+            latent_channels=latent_channels,
+            device=device,
+            start=start,
+        )
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        if config.frozen_text:
-            freeze_text(model)
-        checkpoint_blocks(model.blocks, resources.activation_checkpointing)
-        if config.compile:
-            compile_blocks(model.blocks)
-        mesh = data_mesh(device, shard_group_size=resources.shard_group_size)
-        shard(model, blocks=model.blocks, mesh=mesh, precision=config.precision)
-        model.to_empty(device=device)
-        whole: TransfusionModel | None = None
-        if dist.get_rank() == 0:
-            # Drawn whole, on CPU, by one rank: the weights do not depend on the number of ranks.
-            whole = self._new_model(config, latent_channels, on="cpu")
-            whole.init_weights(config.seed)
-        if start is not None:
-            loaded = begin_everywhere(whole, start, special=self._special)
-            if config.lr_scale_pretrained != 1:
-                model.lr_scales = dict.fromkeys(loaded, config.lr_scale_pretrained)
-        fill(model, whole.state_dict() if whole is not None else {})
         self.model: nn.Module = model
         self._noising = Noising.of(config.objective, device=device)
         self._make_painter = painter
@@ -104,14 +87,6 @@ class TransformerTrainee:
         self._reading = ReadAhead(source, steps=config.steps)
         self._sizes = StreamSizes(model.blocks[-1])
         self._gradients = GradientGroups(model.named_parameters())
-
-    def _new_model(self, config: TrainConfig, latent_channels: int, *, on: str) -> TransfusionModel:
-        with torch.device(on):
-            return TransfusionModel(
-                config.model,
-                vocab_size=self._special.vocab_size,
-                latent_channels=latent_channels,
-            )
 
     def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
         """Gradients of LM + weight x diffusion of global batch `step`."""
@@ -230,16 +205,7 @@ class TransformerTrainee:
 
     def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
         """Raw and averaged weights as safetensors."""
-        from safetensors.torch import save_file
-
-        for name, weights in (
-            (RAW_NAME, dict(self.model.named_parameters())),
-            (AVERAGED_NAME, averaged.weights),
-        ):
-            whole = gather(weights)
-            if dist.get_rank() == 0:
-                tensors = {key: tensor.contiguous() for key, tensor in whole.items()}
-                save_file(tensors, folder / name, metadata={"format": "pt"})
+        write_weights(self.model, averaged, folder)
         return Written(metadata={"num_parameters": self.num_parameters}, metrics={})
 
     def _forward(self, batch: PackedBatch, tally: Tally | None = None) -> LossSums:

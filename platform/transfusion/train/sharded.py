@@ -1,0 +1,69 @@
+"""The model of a run: drawn or loaded on one rank, sharded over all; and from there to files. Plain torch."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from transfusion.model.transformer import TransfusionModel
+from transfusion.sequence.special import SpecialIds
+from transfusion.stage import TrainResources
+from transfusion.train.blocks import checkpoint_blocks, compile_blocks
+from transfusion.train.config import TrainConfig
+from transfusion.train.parallel import AveragedWeights, data_mesh, fill, gather, shard
+from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
+
+RAW_NAME, AVERAGED_NAME = "model.safetensors", "ema.safetensors"
+
+
+def make_sharded(
+    config: TrainConfig,
+    resources: TrainResources,
+    *,
+    special: SpecialIds,
+    latent_channels: int,
+    device: torch.device,
+    start: Start | None,
+) -> TransfusionModel:
+    """The model with its first weights, which do not depend on the number of ranks."""
+
+    def new(on: str) -> TransfusionModel:
+        with torch.device(on):
+            return TransfusionModel(
+                config.model, vocab_size=special.vocab_size, latent_channels=latent_channels
+            )
+
+    model = new("meta")
+    if config.frozen_text:
+        freeze_text(model)
+    checkpoint_blocks(model.blocks, resources.activation_checkpointing)
+    if config.compile:
+        compile_blocks(model.blocks)
+    mesh = data_mesh(device, shard_group_size=resources.shard_group_size)
+    shard(model, blocks=model.blocks, mesh=mesh, precision=config.precision)
+    model.to_empty(device=device)
+    whole: TransfusionModel | None = None
+    if dist.get_rank() == 0:
+        # Drawn whole, on CPU, by one rank.
+        whole = new("cpu")
+        whole.init_weights(config.seed)
+    if start is not None:
+        loaded = begin_everywhere(whole, start, special=special)
+        if config.lr_scale_pretrained != 1:
+            model.lr_scales = dict.fromkeys(loaded, config.lr_scale_pretrained)
+    fill(model, whole.state_dict() if whole is not None else {})
+    return model
+
+
+def write_weights(model: torch.nn.Module, averaged: AveragedWeights, folder: Path) -> None:
+    """Raw and averaged weights as safetensors, on rank 0; gathering them is for every rank."""
+    from safetensors.torch import save_file
+
+    for name, weights in (
+        (RAW_NAME, dict(model.named_parameters())),
+        (AVERAGED_NAME, averaged.weights),
+    ):
+        whole = gather(weights)
+        if dist.get_rank() == 0:
+            tensors = {key: tensor.contiguous() for key, tensor in whole.items()}
+            save_file(tensors, folder / name, metadata={"format": "pt"})
