@@ -95,9 +95,8 @@ def test_patches_with_a_copy_of_texts_weights_are_patches_of_a_shared_model(mixe
             for name in apart.state_dict()
         }
     )
-    for got, expected in zip(
-        apart(mixed_batch, mixed_batch.latents), one(mixed_batch, mixed_batch.latents), strict=True
-    ):
+    outputs = (model(mixed_batch, mixed_batch.latents)[:2] for model in (apart, one))
+    for got, expected in zip(*outputs, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-5)
 
 
