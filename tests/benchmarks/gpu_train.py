@@ -251,7 +251,7 @@ def main(given: Sequence[str] | None = None) -> int:
     faults: dict[str, str] = {}
     with one_process("nccl" if device.is_cuda else "gloo"):
         for preset in arguments.preset or ["1.4B", "7B"]:
-            memory = FITTING.get(preset, Memory(sequences=2))
+            memory = FITTING.get(preset, FITTING["7B"])
             setting = Setting(
                 preset=preset,
                 sequences=arguments.sequences or memory.sequences,
