@@ -89,6 +89,8 @@ def test_every_field_is_part_of_the_identity(field):
         "target": "v",
         "timestep_shift": 2.0,
         "diffusion_weight": 1.0,
+        "lm_weight": 0.01,
+        "z_loss_weight": 1e-5,
         "noise_limit": 400,
         "timestep_draw": "logit_normal",
         "logit_mean": 0.5,
