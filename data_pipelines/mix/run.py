@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_pipelines.mix.config import MixConfig
+from data_pipelines.mix.config import MixConfig, raw_input
 from data_pipelines.mix.constants import (
     constants_of_inputs,
     patches_of_an_image,
@@ -19,8 +19,10 @@ from data_pipelines.mix.statistics import Statistics
 from data_pipelines.mix.streams import Streams, training_streams, validation_streams
 from data_pipelines.mix.takedown import Takedown
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import FileEntry, Outcomes
 from transfusion.artifacts.mixture import HELD_OUT, HELD_OUT_SCHEMA, Mixture, MixtureSource
+from transfusion.artifacts.pool import mark_used
 from transfusion.artifacts.shards import REJECTS
 from transfusion.artifacts.tables import store_table
 from transfusion.errors import ArtifactError
@@ -33,7 +35,13 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
     constants = constants_of_inputs(config, inputs)
     latent, whole = constants.latent, sources_of_codes(config, inputs)
     num_patches = patches_of_an_image(config, latent, context)
+    if context.raw is not None and context.raw != fingerprint(raw_input(config)):
+        # The artifact's name says which keys were planned to go; it must not hold another list's mixture.
+        raise ArtifactError(
+            f"{context.name}: takedown: {config.takedown} has changed since the job was planned; run it again"
+        )
     takedown = Takedown.of_file(config.takedown)
+    mark_used(context.store, context.pool)
     candidates = read_sources(config, inputs, context, takedown=takedown, num_patches=num_patches)
     found = np.concatenate([part.takedown_found for part in candidates.values()])
     taken_down = takedown.told(found)

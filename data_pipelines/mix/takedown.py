@@ -13,23 +13,47 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Int32
 
 from transfusion.artifacts.mixture import MixtureTakedown
+from transfusion.errors import ArtifactError
 
 SHOWN = 5
+
+
+def read_lines(path: str) -> set[str]:
+    """The lines of a list. A key may begin or end with white space, and an editor may have added some: both stand.
+
+    Raises:
+        ArtifactError: It is no UTF-8.
+    """
+    data = Path(path).expanduser().read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ArtifactError(f"{path}: line {line} is no UTF-8; keys are listed as UTF-8") from error
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return {key for line in lines if line.strip() for key in (line, line.strip())}
 
 
 class Takedown:
     """A list of keys: as documents have them, or as `source/key`, as tables of rejects write them."""
 
     def __init__(self, keys: Iterable[str]) -> None:
-        self.keys = pa.array(sorted(set(keys)), pa.string())
+        listed = sorted(set(keys))
+        self.keys = pa.array(listed, pa.string())
+        places = {key: place for place, key in enumerate(listed)}
+        # Of one line: as it stands and without the white space around it.
+        self._twins = [
+            (place, places[key.strip()])
+            for key, place in places.items()
+            if key != key.strip() and key.strip() in places
+        ]
 
     @classmethod
     def of_file(cls, path: str | None) -> "Takedown":
         """The lines of a file but for empty ones; an empty list where there is no file."""
         if path is None:
             return cls([])
-        text = Path(path).expanduser().read_text("utf-8-sig")
-        return cls({line.strip() for line in text.split("\n")} - {""})
+        return cls(read_lines(path))
 
     def find(
         self, source: str, keys: pa.ChunkedArray
@@ -66,9 +90,13 @@ class Takedown:
             return None
         missing = np.ones(len(self.keys), bool)
         missing[found] = False
+        for one, other in self._twins:
+            # The line names a document if either does; if neither does it counts once.
+            missing[other] &= missing[one]
+            missing[one] = False
         first = np.flatnonzero(missing)[:SHOWN]
         return MixtureTakedown(
-            listed=len(self.keys),
+            listed=len(self.keys) - len(self._twins),
             not_found=int(missing.sum()),
             first_not_found=self.keys.take(pa.array(first)).to_pylist(),
         )

@@ -11,6 +11,7 @@ from data_pipelines.mix.takedown import Takedown
 from tests.mixes import filtered, keys_of, mix, pair, prose
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
+from transfusion.errors import ArtifactError
 from transfusion.runner.show_mixture import mixture_summary, mixture_text
 
 WEB = ["a/1", "a/2", "b/1", "pairs/3", "x"]
@@ -101,3 +102,21 @@ def test_it_is_what_looking_up_each_key_finds() -> None:
         if line in keys
         or any(line == f"{source}/{key}" for source in ("a", "a/0", "b") for key in keys)
     }
+
+
+def test_white_space_around_a_line_is_taken_both_ways_and_counts_once(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(b"\xef\xbb\xbfa \r\n b.jpg\nnowhere \n\n   \nc")
+    takedown = Takedown.of_file(str(file))
+    listed, found = takedown.find("web", pa.chunked_array([[" b.jpg", "a", "c", "d"]]))
+    assert listed.tolist() == [True, True, True, False]
+    told = takedown.told(found)
+    assert told is not None
+    assert (told.listed, told.not_found, told.first_not_found) == (4, 1, ["nowhere"])
+
+
+def test_a_list_in_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(b"a\nb\ncaf\xe9\n")
+    with pytest.raises(ArtifactError, match=r"list.txt: line 3 is no UTF-8"):
+        Takedown.of_file(str(file))

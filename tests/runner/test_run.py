@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from transfusion.runner.run import run_job, summary
 from transfusion.runner.show import artifact_status, job_status, status_text
 from transfusion.spec.job import read_job
 from transfusion.stage import Resources
-from transfusion.storage.store import open_store
+from transfusion.storage.store import Store, open_store
 
 LOG = logging.getLogger("tests")
 
@@ -134,6 +135,28 @@ def test_gc_lists_what_no_manifest_reaches_and_deletes_only_when_asked(
     assert store.exists("data_pipelines.pixels/pool/data/orphan.parquet")
     gc(0.0, delete=True)
     assert [entry.path for entry in store.list("")] == in_use
+
+
+def test_gc_looks_once_at_a_pool_in_which_a_run_has_begun_meanwhile(
+    job_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(job_file)
+    store = open_store(str(job_file.parent / "store"))
+    pool = "data_pipelines.pixels/pool"
+    for number in range(20):
+        store.write(f"{pool}/data/{number}.parquet", b"left by a crash")
+    looks = []
+    original = type(store).list_fanned
+
+    def looked(self: Store, prefix: str):
+        looks.append(prefix)
+        store.write(f"{pool}/data/new.parquet", b"a run goes on")
+        return [entry._replace(modified_s=time.time() + 10) for entry in original(self, prefix)]
+
+    monkeypatch.setattr(type(store), "list_fanned", looked)
+    told = list(collect_garbage(store.uri, older_than_hours=0.0, delete=True))
+    assert looks == [pool]
+    assert told[-1].startswith("0 objects")
 
 
 def test_gc_touches_nothing_but_a_stores_own_objects(job_file: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transfusion.sequence.ledger import Budget, Exhausted
 from transfusion.sequence.order import Stream
 from transfusion.sequence.packing import PackedSteps, pack
-from transfusion.sequence.shape import Shape
+from transfusion.sequence.shape import Limits, Shape
 
 
 @dataclass(frozen=True)
@@ -292,3 +292,22 @@ def test_a_lane_reads_from_few_runs_at_a_time() -> None:
         for start in range(0, len(documents) - 100, 100):
             runs = {document // 500 for document in documents[start : start + 100]}
             assert len(runs) <= 4
+
+
+def test_where_no_document_fits_fixed_limits_steps_are_empty_and_planning_ends() -> None:
+    page = replace(
+        images(1, patches=20, captions=(30, 30), weight=1.0), images=np.array([5], np.int32)
+    )
+    shape = Shape(sequence_length=64, sequences_per_micro_batch=1, lanes=1)
+
+    def planned(image_slots: int) -> list[PackedSteps]:
+        limits = Limits(image_slots=image_slots, text_rows=64)
+        return list(
+            pack(
+                [page], shape, seed=0, window=8, num_steps=2, steps_per_block=2, fixed_limits=limits
+            )
+        )
+
+    [without], [with_it] = planned(2), planned(5)
+    assert (without.num_steps, len(without.document)) == (2, 0)
+    assert (with_it.num_steps, len(with_it.document)) == (2, 2)

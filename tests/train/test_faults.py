@@ -104,3 +104,16 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
 )
 def test_steps_in_a_row_are_counted_from_the_end(steps, count):
     assert trailing(steps) == count
+
+
+@pytest.mark.parametrize("moments", ["fp32", "bf16"])
+def test_a_save_before_the_first_update_counts_no_update(tmp_path, moments):
+    """Torch fills in an optimizer's moments by a step of nothing, when they are asked for too early."""
+    rare = config(on_nan="skip", adam_moments=moments, checkpoint_every_steps=6)
+    often = config(on_nan="skip", adam_moments=moments, checkpoint_every_steps=1)
+    results = []
+    for folder, settings in ((tmp_path / "rare", rare), (tmp_path / "often", often)):
+        folder.mkdir()
+        outcome = train(folder, settings=settings, source=MadeUpSource(spoilt=[(0, 1)]))
+        results.append((rows(folder, outcome), result_file(folder, outcome, "model.safetensors")))
+    assert results[0] == results[1]

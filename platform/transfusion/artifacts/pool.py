@@ -73,6 +73,11 @@ def shard_key(*, version: int, config: Any, shard: Any, upstream: Any) -> str:
     )[:32]
 
 
+def mark_used(store: Store, folder: str) -> None:
+    """Notes that a run begins on a pool: `gc` leaves it alone for a while, however old what it finds there."""
+    store.write(f"{folder}/{USED}", b"a run began here\n")
+
+
 class ShardPool:
     """The pool of one stage."""
 
@@ -85,7 +90,7 @@ class ShardPool:
 
         Marks the pool as used before it looks: `gc` leaves a used pool alone.
         """
-        self.store.write(f"{self.folder}/{USED}", b"a run began here\n")
+        mark_used(self.store, self.folder)
         there = self._there()
         wanted = {key: there[key] for key in keys if key in there}
         if not wanted:

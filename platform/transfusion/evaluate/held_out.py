@@ -103,6 +103,7 @@ def text_documents(mixture: Artifact) -> Iterator[tuple[TokenRow, bool]]:
 
     One of which the content is held out, and which the mixture took away, is neither one nor the other.
     """
+    largest = max(source.held_out_fraction for source in read_mixture(mixture).sources.values())
     for shard in _shards(mixture):
         held_out = set(shard.held_out.tolist())
         for row, document in enumerate(token_rows(load_table(mixture.store, shard.tokens))):
@@ -110,7 +111,7 @@ def text_documents(mixture: Artifact) -> Iterator[tuple[TokenRow, bool]]:
                 continue
             if row in held_out:
                 yield document, True
-            elif not is_held_out(document.content, shard.fraction):
+            elif not is_held_out(document.content, largest):
                 yield document, False
 
 
@@ -137,7 +138,6 @@ class _Shard:
     codes: CodeLayout | None
     """Where images are among the tokens."""
     has_conditions: bool
-    fraction: float
     held_out: Int32[np.ndarray, " d"]
     """Rows of its tokens that the mixture lists."""
 
@@ -160,7 +160,6 @@ def _shards(mixture: Artifact) -> Iterator[_Shard]:
                 latent_channels=int(latents.metadata["latent_channels"]) if latents else 0,
                 codes=CodeLayout.of(plan) if tokens.metadata.get("num_codes") else None,
                 has_conditions=source.conditions != "none",
-                fraction=source.held_out_fraction,
                 held_out=rows[first:end],
             )
 

@@ -46,7 +46,8 @@ def collect_garbage(uri: str, *, older_than_hours: float, delete: bool) -> Itera
     woken: dict[str, bool] = {}
     for entry in old:
         unit = _unit(entry.path)
-        if delete and (unit not in woken or len(removed) % LOOK_AGAIN_EVERY == 0):
+        asked = unit in woken and len(removed) % LOOK_AGAIN_EVERY != 0
+        if delete and not asked and not woken.get(unit):
             # Reading manifests took a while, and so does deleting: a run may have begun here since.
             woken[unit] = any(e.modified_s > horizon for e in store.list_fanned(unit))
         if woken.get(unit):

@@ -81,7 +81,11 @@ def pack(
         while step < last and not ledger.ends:
             if step in begins:
                 ledger.begin(begins[step])
-            if packer.step(step):
+            dry = packer.num_dry
+            placed = packer.step(step)
+            stuck = fixed_limits and packer.num_dry == dry and not ledger.is_outdated
+            if placed or stuck:
+                # Limits that were made for other documents may be too small for each of these.
                 step += 1
             else:
                 # What it was to hold turned out to be used up: another weight, or the end.
@@ -163,6 +167,11 @@ class _Packer:
                 self._fill_with_text(cursors, dry, remaining)
                 self._counts.append(len(self._where) - first)
         return len(self._where) > before
+
+    @property
+    def num_dry(self) -> int:
+        """Ends of streams that lanes have come to."""
+        return sum(len(lane) for lane in self._dry)
 
     def forget_step(self) -> None:
         """Takes the last step back, in which nothing was placed."""

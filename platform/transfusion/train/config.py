@@ -28,7 +28,8 @@ class TrainConfig(LoopConfig):
 
     frozen_text: bool = False
     """Text's weights stay as they were loaded, and patches' own are trained beside them (LMFusion): nothing that
-    is said of text alone changes. Needs `model.weights: by_modality`."""
+    is said of text alone changes. Rows of the vocabulary that were drawn anew are frozen too: a model that had no
+    BOI does not learn when to draw, and draws when it is asked to. Needs `model.weights: by_modality`."""
 
     compile: bool = False
     """Blocks are compiled: a minute at the start, faster steps on GPUs, and other last bits."""

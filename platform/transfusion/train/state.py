@@ -67,9 +67,17 @@ class TrainingState:
 
     def as_dict(self) -> dict[str, Any]:
         """For DCP; shares memory with what is trained."""
+        fresh = not self._optimizer.state
+        optimizer = get_optimizer_state_dict(self.model, self._optimizer)
+        if fresh:
+            # Asked before its first update, torch fills in the moments by a step of nothing, and counts that step:
+            # a run saved while all its steps were passed over would go on with other corrections of the moments.
+            for state in self._optimizer.state.values():
+                state["step"].zero_()
+            optimizer = get_optimizer_state_dict(self.model, self._optimizer)
         return {
             "model": get_model_state_dict(self.model),
-            "optimizer": get_optimizer_state_dict(self.model, self._optimizer),
+            "optimizer": optimizer,
             "average": self.averaged.weights,
         }
 

@@ -80,6 +80,15 @@ class TrainAutoencoderConfig(LoopConfig):
     """The first rows by key: latent statistics are measured on these."""
 
     @model_validator(mode="after")
+    def _convolutions_are_fp32(self) -> "TrainAutoencoderConfig":
+        if self.precision == "bf16":
+            raise ValueError(
+                "precision bf16 is not for autoencoders; fp32_bf16_inner multiplies in lower precision where the "
+                "hardware is fast at it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _codes_are_there(self) -> "TrainAutoencoderConfig":
         if self.restart_codes_every_steps and self.network.codebook_size is None:
             raise ValueError(
