@@ -35,14 +35,16 @@ class Evaluations:
                     table = load_table(artifact.store, entry, ["layout", "content"])
                     is_text = pc.invert(pc.match_substring(table["layout"], "i"))
                     texts.append(digest_words(table.filter(is_text)["content"]))
-        self._texts, self._images = _joined(texts), _joined(images)
+        # One set: a document of codes has its image's digest where a text has its own.
+        self._contents = _joined([*texts, *images])
         self._near = NearIndex(_joined(hashes), near_bits)
 
     def contain(self, index: ShardIndex) -> Bool[np.ndarray, " d"]:
         """Documents without images of which the text, and others of which any image, is evaluated on."""
-        found = np.isin(digest_words(index.tokens["content"]), self._texts) & (index.images == 0)
-        if index.latents is not None and len(index.latents) and len(self._images):
-            is_known = np.isin(digest_words(index.latents["sha256"]), self._images)
+        found = np.isin(digest_words(index.tokens["content"]), self._contents)
+        found &= index.images == 0
+        if index.latents is not None and len(index.latents) and len(self._contents):
+            is_known = np.isin(digest_words(index.latents["sha256"]), self._contents)
             hashes, there = perceptual_hashes(index.latents, "latents")
             is_known |= there & self._near.near(hashes)
             found |= _any_image(is_known, index)

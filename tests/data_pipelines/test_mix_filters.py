@@ -260,6 +260,26 @@ def test_what_is_evaluated_on_is_taken_away(tmp_path: Path) -> None:
     assert filtered(made) == {"contaminated": 4}
 
 
+def test_an_image_as_codes_is_known_by_its_digest_on_either_side(tmp_path: Path) -> None:
+    # A document of codes is text to the mixture; its content is its image's digest.
+    latents = inputs_of(tmp_path / "a", "eval", [pair("x", "sun")])
+    coded = mix(
+        tmp_path / "a",
+        {"s": [prose("coded", text="image sun"), prose("other", text="moon"), pair("p")]},
+        extra=latents,
+        decontaminate=["eval", "eval_latents"],
+    )
+    assert set(keys_of(coded)) == {"s/other", "s/p"}
+    codes = inputs_of(tmp_path / "b", "eval", [prose("x", text="image sun")])
+    latent = mix(
+        tmp_path / "b",
+        {"s": [pair("sun", "sun"), pair("p"), pair("q")]},
+        extra=codes,
+        decontaminate=["eval"],
+    )
+    assert set(keys_of(latent)) == {"s/p", "s/q"}
+
+
 @pytest.mark.parametrize("bits", range(9))
 def test_near_hashes_are_those_that_comparing_all_with_all_finds(bits: int) -> None:
     rng = np.random.default_rng(bits)
