@@ -67,6 +67,8 @@ class TrainingState:
 
     def as_dict(self) -> dict[str, Any]:
         """For DCP; shares memory with what is trained."""
+        # First: it puts back what a forward has gathered, and only then are the weights those of the optimizer.
+        model = get_model_state_dict(self.model)
         fresh = not self._optimizer.state
         optimizer = get_optimizer_state_dict(self.model, self._optimizer)
         if fresh:
@@ -76,7 +78,7 @@ class TrainingState:
                 state["step"].zero_()
             optimizer = get_optimizer_state_dict(self.model, self._optimizer)
         return {
-            "model": get_model_state_dict(self.model),
+            "model": model,
             "optimizer": optimizer,
             "average": self.averaged.weights,
         }
