@@ -16,8 +16,8 @@ class DocumentImage(NamedTuple):
     image: Image
 
 
-def document_images(documents: Iterable[Document | Rejected]) -> Iterator[DocumentImage | Reject]:
-    """Every image in the documents' order; what the source rejected, and every further document of a key."""
+def distinct(documents: Iterable[Document | Rejected]) -> Iterator[Document | Reject]:
+    """The first document of each key; what the source rejected, and every further document of a key."""
     keys: set[str] = set()
     for document in documents:
         if isinstance(document, Rejected):
@@ -26,6 +26,15 @@ def document_images(documents: Iterable[Document | Rejected]) -> Iterator[Docume
             yield Reject(document.key, "duplicate_key", "another row has the same key")
         else:
             keys.add(document.key)
-            images = [segment for segment in document.segments if isinstance(segment, Image)]
-            for index, image in enumerate(images):
-                yield DocumentImage(document, index, image)
+            yield document
+
+
+def document_images(documents: Iterable[Document | Rejected]) -> Iterator[DocumentImage | Reject]:
+    """Every image in the documents' order, and the rejects of `distinct`."""
+    for document in distinct(documents):
+        if isinstance(document, Reject):
+            yield document
+            continue
+        images = [segment for segment in document.segments if isinstance(segment, Image)]
+        for index, image in enumerate(images):
+            yield DocumentImage(document, index, image)

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int32, UInt8
 
 from data_pipelines.decoders import running_decoders
+from data_pipelines.document_images import distinct
 from data_pipelines.documents import Document, Rejected, Text
 from data_pipelines.encode_images.batches import micro_batches
 from data_pipelines.encode_images.encoder import threads
@@ -135,11 +136,9 @@ def _noted(
     rejects: list[Reject],
 ) -> Iterator[Document]:
     """Passes documents on, once each, and keeps them without the bytes of their images."""
-    for document in documents:
-        if isinstance(document, Rejected):
-            rejects.append(Reject(document.key, document.reason, document.detail))
-        elif document.key in noted:
-            rejects.append(Reject(document.key, "duplicate_key", "another row has the same key"))
+    for document in distinct(documents):
+        if isinstance(document, Reject):
+            rejects.append(document)
         else:
             noted[document.key] = _without_bytes(document)
             yield document

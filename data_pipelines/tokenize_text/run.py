@@ -7,7 +7,8 @@ import functools
 import hashlib
 from collections.abc import Mapping
 
-from data_pipelines.documents import Document, Rejected, Text
+from data_pipelines.document_images import distinct
+from data_pipelines.documents import Document, Text
 from data_pipelines.shards import Launch, ShardTask, on_ray, plan_tasks, run_shards
 from data_pipelines.sources.source import open_listing
 from data_pipelines.tokenize_text.config import TokenizeTextConfig
@@ -64,16 +65,10 @@ class TokenizeShard:
         """Columns out: those of `TOKENS_SCHEMA`; in the index also the documents' metadata."""
         rows: list[TokenRow] = []
         rejects: list[Reject] = []
-        keys: set[str] = set()
-        for document in self._listing.read(task.descriptor):
-            if isinstance(document, Rejected):
-                rejects.append(Reject(document.key, document.reason, document.detail))
-            elif document.key in keys:
-                rejects.append(
-                    Reject(document.key, "duplicate_key", "another row has the same key")
-                )
+        for document in distinct(self._listing.read(task.descriptor)):
+            if isinstance(document, Reject):
+                rejects.append(document)
             else:
-                keys.add(document.key)
                 rows.append(tokenize(document, self._tokenizer))
         return self._pool.commit(
             task.key,
