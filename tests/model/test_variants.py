@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import Olmo2Config, Olmo2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from tests.model.conftest import CONFIGS, LATENT_SHAPE, SPECIAL, make_document, make_model
+from tests.model.conftest import (
+    CONFIGS,
+    LATENT_SHAPE,
+    SPECIAL,
+    make_batch,
+    make_document,
+    make_model,
+)
 from transfusion.model.attention import plan_attention
 from transfusion.model.config import ModelConfig
 from transfusion.model.images import EncodedImages
@@ -195,3 +202,23 @@ def test_an_option_that_is_off_is_not_in_the_description():
     assert {"qk_norm", "norm", "weights", "image_head"}.isdisjoint(described)
     chosen = ModelConfig(dim=32, depth=1, num_heads=2, norm="post")
     assert ModelConfig.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+@torch.no_grad()
+def test_without_the_transformer_a_unets_noise_knows_no_caption_and_text_is_as_ever():
+    """Two captions before one image: its noise is the same under the control alone."""
+    documents = [make_document("captioned", 3), make_document("captioned", 3)]
+    words = documents[1].spans[0].ids
+    documents[1].spans[0].ids[:] = (words + 1) % 20
+    batch = make_batch([[document] for document in documents])
+    full = make_model(CONFIGS["unet"])
+    control = make_model(
+        CONFIGS["unet"].model_copy(
+            update={"unet": CONFIGS["unet"].unet.model_copy(update={"without_transformer": True})}
+        )
+    )
+    control.load_state_dict(full.state_dict())
+    given, alone = full(batch, batch.latents), control(batch, batch.latents)
+    torch.testing.assert_close(alone.epsilon[0], alone.epsilon[1], atol=0, rtol=0)
+    assert (given.epsilon[0] - given.epsilon[1]).abs().max() > 1e-4
+    torch.testing.assert_close(alone.logits, given.logits, atol=0, rtol=0)

@@ -28,6 +28,10 @@ class UNetConfig(Config):
     time_dim: int = Field(default=128, ge=2, multiple_of=2)
     """Width of the embedding of the timestep."""
 
+    without_transformer: bool = Field(False, exclude_if=lambda value: not value)
+    """A control for ablations: the way up is given zeros instead of what the transformer says of the patches, so
+    that what is left is the U-Net's own work. Text is learned as ever."""
+
 
 class ModelConfig(Config):
     """One transformer in the manner of Llama, and how images enter and leave it."""

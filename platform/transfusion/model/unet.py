@@ -134,6 +134,9 @@ class UNetUp(nn.Module):
         """The predicted noise, in fp32."""
         time = F.silu(self.time(timesteps)).to(self.project_in.weight.dtype)
         skips = list(encoded.skips)
+        if self.config.unet.without_transformer:
+            # Times 0, so that every weight has a gradient and shards as it does without the control.
+            hidden = hidden * 0
         x = rearrange(self.project_in(hidden), "m (y x) c -> m c y x", y=encoded.grid[0])
         x = x.contiguous(memory_format=torch.channels_last)
         for index, level in enumerate(self.levels):
