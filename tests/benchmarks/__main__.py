@@ -17,7 +17,17 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-NAMES = ("train_step", "attention", "loader", "sampler", "encode", "decode", "planning")
+NAMES = (
+    "train_step",
+    "train_rival",
+    "train_loop",
+    "attention",
+    "loader",
+    "sampler",
+    "encode",
+    "decode",
+    "planning",
+)
 
 
 def main() -> int:

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from transfusion.model.blockwise import BlockwiseAttention, Second, query_blocks
+from transfusion.model.blockwise import BlockwiseAttention, Second
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q: b h n e, k: b g n e, v: b g n e) -> b h n e."""
@@ -46,7 +46,7 @@ def plan_attention(
 
 
 def _plan_blocks(lo: Tensor, hi: Tensor, second: Second | None, query_block: int) -> Attend:
-    return BlockwiseAttention(query_blocks(lo, hi, size=query_block, second=second))
+    return BlockwiseAttention(lo, hi, size=query_block, second=second)
 
 
 @lru_cache(maxsize=1)
