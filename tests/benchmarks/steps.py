@@ -4,14 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from transfusion.model.config import ModelConfig
 from transfusion.sequence.batch import PackedBatch
 from transfusion.train.config import TrainConfig
 from transfusion.train.loop_config import Precision
-from transfusion.train.parallel import AveragedWeights, parameter_groups, set_precision
+from transfusion.train.parallel import set_precision
 from transfusion.train.source import BatchSource
+from transfusion.train.state import TrainingState
 from transfusion.train.step import TransformerTrainee
 from transfusion.train.trainee import StepResult
 
@@ -64,21 +64,15 @@ class Training:
             latent_channels=latent_channels,
             device=self._device,
         )
-        self._model = self.trainee.model
-        self._optimizer = torch.optim.AdamW(
-            parameter_groups(self._model, weight_decay=0.1), lr=1e-4
-        )
-        self._averaged = AveragedWeights(self._model)
+        self._state = TrainingState(self.trainee.model, self.config)
         self._step = 0
 
     def step(self) -> StepResult:
         """One update of the weights."""
         set_precision(self.config.precision, device=self._device, cpu_threads=1)
         result = self.trainee.forward_backward(self._step)
-        nn.utils.clip_grad_norm_(self._model.parameters(), self.config.max_grad_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._averaged.update(decay=0.999)
+        self._state.clip()
+        self._state.update(self._step)
         self._step += 1
         return result
 
