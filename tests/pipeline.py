@@ -125,13 +125,15 @@ def make_autoencoder(root: Path, **network_config: Any) -> Artifact:
     return commit(store, uses, importlib.import_module(uses).STAGE, identity, {}, {}, made)
 
 
-def make_mixture(root: Path, num_images: int = 60, **changed: Any) -> Artifact:
-    """Drawn shapes and the language reference, all the way to a plan; no Ray."""
+def make_mixture(
+    root: Path, num_images: int = 60, drawn: str = "data_pipelines.sources.shapes", **changed: Any
+) -> Artifact:
+    """Drawn images and the language reference, all the way to a plan; no Ray."""
     from data_pipelines.shards import in_process
 
     images = make(
         root,
-        "data_pipelines.sources.shapes",
+        drawn,
         {"num_images": num_images, "seed": 3, "images_per_shard": 25},
     )
     docs = make(root, "data_pipelines.sources.python_docs", {})

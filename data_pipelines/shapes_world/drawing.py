@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from PIL import Image
 
 from data_pipelines.shapes_world.scene import (
@@ -18,7 +18,7 @@ from data_pipelines.shapes_world.scene import (
     TRIANGLE_CIRCUMRADIUS,
     Color,
     Scene,
-    SceneObject,
+    Shape,
 )
 
 SAMPLES = 4
@@ -41,20 +41,28 @@ def draw(scene: Scene, size_px: int) -> UInt8[np.ndarray, "h w 3"]:
     """The scene as an image of that side."""
     pixels = np.empty((size_px, size_px, 3), dtype=np.int64)
     pixels[:] = scene.background
-    scale = size_px / SIDE
     for one in scene.objects:
-        reach = TRIANGLE_CIRCUMRADIUS * one.radius
-        x0, x1 = _span(one.x - reach, one.x + reach, scale, size_px)
-        y0, y1 = _span(one.y - reach, one.y + reach, scale, size_px)
-        x = (np.arange(x0 * SAMPLES, x1 * SAMPLES) + 0.5) / (SAMPLES * scale) - one.x
-        y = (np.arange(y0 * SAMPLES, y1 * SAMPLES) + 0.5) / (SAMPLES * scale) - one.y
-        inside = _inside(one, x[None, :], y[:, None])
-        covered = inside.reshape(y1 - y0, SAMPLES, x1 - x0, SAMPLES).sum(axis=(1, 3))[..., None]
+        window, covered = cover(one.shape, one.x, one.y, one.radius, size_px)
         full = SAMPLES * SAMPLES
-        under = pixels[y0:y1, x0:x1]
+        under = pixels[window]
         color = np.array(RGB[one.color])
-        pixels[y0:y1, x0:x1] = (under * (full - covered) + color * covered + full // 2) // full
+        pixels[window] = (under * (full - covered) + color * covered + full // 2) // full
     return pixels.astype(np.uint8)
+
+
+def cover(
+    shape: Shape, x: float, y: float, radius: float, size_px: int
+) -> tuple[tuple[slice, slice], Int64[np.ndarray, "h w 1"]]:
+    """The pixels around a shape, and how many of the `SAMPLES` squared points of each it covers."""
+    scale = size_px / SIDE
+    reach = TRIANGLE_CIRCUMRADIUS * radius
+    x0, x1 = _span(x - reach, x + reach, scale, size_px)
+    y0, y1 = _span(y - reach, y + reach, scale, size_px)
+    across = (np.arange(x0 * SAMPLES, x1 * SAMPLES) + 0.5) / (SAMPLES * scale) - x
+    down = (np.arange(y0 * SAMPLES, y1 * SAMPLES) + 0.5) / (SAMPLES * scale) - y
+    inside = _inside(shape, radius, across[None, :], down[:, None])
+    covered = inside.reshape(y1 - y0, SAMPLES, x1 - x0, SAMPLES).sum(axis=(1, 3))
+    return (slice(y0, y1), slice(x0, x1)), covered[..., None]
 
 
 def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
@@ -69,13 +77,13 @@ def _span(low: float, high: float, scale: float, size_px: int) -> tuple[int, int
 
 
 def _inside(
-    one: SceneObject, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"]
+    shape: Shape, radius: float, x: Float[np.ndarray, "1 w"], y: Float[np.ndarray, "h 1"]
 ) -> Bool[np.ndarray, "h w"]:
-    if one.shape == "circle":
-        return x * x + y * y <= one.radius * one.radius
-    if one.shape == "square":
-        half = SQUARE_HALF * one.radius
+    if shape == "circle":
+        return x * x + y * y <= radius * radius
+    if shape == "square":
+        half = SQUARE_HALF * radius
         return (np.abs(x) <= half) & (np.abs(y) <= half)
     # Equilateral, apex up: a base at half the circumradius below the centre, and two sides.
-    corner = TRIANGLE_CIRCUMRADIUS * one.radius
+    corner = TRIANGLE_CIRCUMRADIUS * radius
     return (y <= corner / 2) & (_SQRT3 * np.abs(x) - y <= corner)

@@ -66,7 +66,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class Cell:
     """A rectangle that one object may fill."""
 
     left: float
@@ -81,7 +81,7 @@ def draw_scene(draws: Draws, *, kind_weights: dict[Kind, float], max_objects: in
     kind = draws.weighted(kinds, [kind_weights[kind] for kind in kinds])
     axis: Literal["none", "horizontal", "vertical"] = "none"
     if kind == "single":
-        objects = [_place(draws, draws.choice(COLORS), draws.choice(SHAPES), _whole(), 5.0, 10.0)]
+        objects = [_place(draws, draws.choice(COLORS), draws.choice(SHAPES), whole(), 5.0, 10.0)]
     elif kind == "relation":
         axis = draws.choice(("horizontal", "vertical"))
         objects = [
@@ -101,9 +101,14 @@ def draw_scene(draws: Draws, *, kind_weights: dict[Kind, float], max_objects: in
             _place(draws, color, shape, cell, radius, radius)
             for (color, shape), cell in zip(looks, cells, strict=True)
         ]
+    return Scene(kind, tuple(objects), axis, ground(draws))
+
+
+def ground(draws: Draws) -> tuple[int, int, int]:
+    """A light, hardly tinted grey for the background."""
     grey = draws.uniform(238.0, 251.0)
-    background = tuple(int(grey + draws.uniform(-3.0, 4.0)) for _ in range(3))
-    return Scene(kind, tuple(objects), axis, (background[0], background[1], background[2]))
+    red, green, blue = (int(grey + draws.uniform(-3.0, 4.0)) for _ in range(3))
+    return red, green, blue
 
 
 def _distinct(draws: Draws, number: int) -> list[tuple[Color, Shape]]:
@@ -112,27 +117,35 @@ def _distinct(draws: Draws, number: int) -> list[tuple[Color, Shape]]:
     return draws.shuffled(looks)[:number]
 
 
-def _whole() -> _Cell:
-    return _Cell(MARGIN, MARGIN, SIDE - MARGIN, SIDE - MARGIN)
+def whole() -> Cell:
+    """All of the image but its margin."""
+    return Cell(MARGIN, MARGIN, SIDE - MARGIN, SIDE - MARGIN)
 
 
-def _halves(axis: Literal["none", "horizontal", "vertical"]) -> list[_Cell]:
+def _halves(axis: Literal["none", "horizontal", "vertical"]) -> list[Cell]:
     near, far, middle = MARGIN, SIDE - MARGIN, SIDE / 2
     # The other axis is narrowed: "left of" should not be mostly above.
     low, high = SIDE / 2 - 9, SIDE / 2 + 9
     if axis == "horizontal":
-        return [_Cell(near, low, middle - 1, high), _Cell(middle + 1, low, far, high)]
-    return [_Cell(low, near, high, middle - 1), _Cell(low, middle + 1, high, far)]
+        return [Cell(near, low, middle - 1, high), Cell(middle + 1, low, far, high)]
+    return [Cell(low, near, high, middle - 1), Cell(low, middle + 1, high, far)]
 
 
-def _quarters() -> list[_Cell]:
+def _quarters() -> list[Cell]:
     spans = ((MARGIN, SIDE / 2 - 1), (SIDE / 2 + 1, SIDE - MARGIN))
-    return [_Cell(x0, y0, x1, y1) for y0, y1 in spans for x0, x1 in spans]
+    return [Cell(x0, y0, x1, y1) for y0, y1 in spans for x0, x1 in spans]
 
 
 def _place(
-    draws: Draws, color: Color, shape: Shape, cell: _Cell, smallest: float, largest: float
+    draws: Draws, color: Color, shape: Shape, cell: Cell, smallest: float, largest: float
 ) -> SceneObject:
+    return SceneObject(color, shape, *place(draws, shape, cell, smallest, largest))
+
+
+def place(
+    draws: Draws, shape: Shape, cell: Cell, smallest: float, largest: float
+) -> tuple[float, float, float]:
+    """x, y and radius of a shape within a cell; no larger than fits."""
     left, up, right, down = reach(shape)
     fits = min((cell.right - cell.left) / (left + right), (cell.bottom - cell.top) / (up + down))
     radius = round(min(draws.uniform(smallest, largest), fits), 3)
@@ -142,7 +155,7 @@ def _place(
     y = draws.uniform(
         cell.top + up * radius, max(cell.bottom - down * radius, cell.top + up * radius)
     )
-    return SceneObject(color, shape, round(x, 3), round(y, 3), radius)
+    return round(x, 3), round(y, 3), radius
 
 
 def reach(shape: Shape) -> tuple[float, float, float, float]:

@@ -151,6 +151,7 @@ def open_listing(artifact: "Artifact") -> Listing:
 SOURCES: Mapping[str, str] = MappingProxyType(
     {
         "shapes": "data_pipelines.sources.shapes",
+        "textures": "data_pipelines.sources.textures",
         "image_folder": "data_pipelines.sources.image_folder",
         "webdataset": "data_pipelines.sources.webdataset",
         "text": "data_pipelines.sources.text",

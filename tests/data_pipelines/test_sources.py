@@ -31,6 +31,7 @@ def config(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
     (folder / "a.txt").write_text("a caption\n")
     return {
         "shapes": {"num_images": 5, "seed": 0, "images_per_shard": 2},
+        "textures": {"num_images": 5, "seed": 0, "images_per_shard": 2},
         "image_folder": {"path": str(folder)},
         "text": {"path": str(folder)},
         "webdataset": {"path": str(write_tar(tmp_path / "tars" / "0.tar", pair("a")))},

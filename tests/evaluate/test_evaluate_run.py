@@ -44,11 +44,14 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    return untrained(tmp_path_factory.mktemp("pipeline") / "store", "data_pipelines.sources.shapes")
+
+
+def untrained(root: Path, drawn: str) -> dict[str, Artifact]:
     """A mixture, the pixels of its images, and a model that was never trained."""
     from data_pipelines.shards import in_process
 
-    root = tmp_path_factory.mktemp("pipeline") / "store"
-    mixture = make_mixture(root, num_images=60)
+    mixture = make_mixture(root, num_images=60, drawn=drawn)
     captions, latents = mixture.input("captions"), mixture.input("latents")
     pixels = make(
         root,
@@ -215,7 +218,7 @@ def test_scores_are_those_of_what_was_drawn(made: dict[str, Artifact], monkeypat
 def test_images_that_no_detector_knows_are_drawn_and_not_judged(
     made: dict[str, Artifact], monkeypatch
 ) -> None:
-    monkeypatch.setattr(body, "DRAWN_WORLD", "data_pipelines.sources.image_folder")
+    monkeypatch.setattr(body, "WORLDS", {})
     evaluation = evaluate(made, seed=9, num_caption_prompts=3)
     samples = rows(evaluation, "samples.json")
     references = {row["reference"] for row in rows(evaluation, "captions.json")}
@@ -223,6 +226,32 @@ def test_images_that_no_detector_knows_are_drawn_and_not_judged(
     assert len(samples) == 3
     assert "correct" not in samples[0]
     assert not any(name.startswith("single_object") for name in evaluation.manifest.content.metrics)
+
+
+def test_textures_are_judged_in_degrees_beside_both_ceilings(tmp_path: Path) -> None:
+    made = untrained(tmp_path / "store", "data_pipelines.sources.textures")
+    evaluation = evaluate(made)
+    metrics = evaluation.manifest.content.metrics
+    measures = (
+        "hue_error_deg",
+        "hue_within_15",
+        "direction_error_deg",
+        "direction_within_15",
+        "read",
+    )
+    for of in ("", "caption.", "real.", "reconstruction."):
+        assert {f"textures.{of}{measure}" for measure in measures} <= set(metrics)
+    assert metrics["textures.real.hue_error_deg"] < 1
+    assert metrics["textures.real.direction_error_deg"] < 1
+    # Nothing was learned: what is drawn is not near what was asked for.
+    assert metrics["textures.hue_error_deg"] > 30
+    samples = rows(evaluation, "samples.json")
+    assert len(samples) == QUICK["num_single_object"]
+    for row in samples:
+        assert row["task"] == "single_object"
+        assert row["prompt"].startswith("a ")
+        assert row["hue_error_deg"] <= 180
+    assert not any(name.startswith(("single_object", "ceiling", "caption.")) for name in metrics)
 
 
 def _picture(prompt: str, *, spoil: bool) -> np.ndarray:

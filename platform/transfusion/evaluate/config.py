@@ -29,7 +29,7 @@ class EvaluateConfig(ImageSampling):
         "position",
         "color_attribution",
     )
-    """GenEval's tasks to draw and score, where the images are of the drawn world."""
+    """GenEval's tasks to draw and score, where the images are of a drawn world; `textures` has the first alone."""
 
     num_single_object: int = Field(128, ge=1)
     """Prompts of the task `single_object`."""

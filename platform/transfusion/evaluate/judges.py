@@ -17,15 +17,12 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.pixels import PixelRow
 from transfusion.evaluate.batches import Advance
 from transfusion.evaluate.captions import describe
-from transfusion.evaluate.ceiling import mean_psnr_db, reconstruct, scene_metrics
+from transfusion.evaluate.ceiling import mean_psnr_db, reconstruct
 from transfusion.evaluate.config import EvaluateConfig
 from transfusion.evaluate.held_out import CaptionedImage, text_documents
 from transfusion.evaluate.pictures import draw_prompts, save_pictures, seed_of
-from transfusion.evaluate.shapes.detector import detect
-from transfusion.evaluate.shapes.prompts import Prompt
-from transfusion.evaluate.shapes.score import caption_metrics, image_metrics, score, score_caption
-from transfusion.evaluate.shapes.words import read_caption
 from transfusion.evaluate.text import HeldOutText, Unigram, bits_per_byte
+from transfusion.evaluate.world import Asked, Judgement, World
 from transfusion.sample.sampler import Sampler
 
 
@@ -38,7 +35,8 @@ class Evaluation:
     mixture: Artifact
     pixels: list[PixelRow]
     """Those that were held out first."""
-    drawn_world: bool
+    world: World[Any] | None
+    """None where the images are of no drawn world: nothing can judge them."""
     folder: Path
     workers: ThreadPoolExecutor
     advance: Advance
@@ -59,7 +57,7 @@ class Evaluation:
         self.timings[f"{name}_s"] = round(time.monotonic() - start, 3)
 
 
-def judge_drawings(evaluation: Evaluation, prompts: Sequence[Prompt | str]) -> None:
+def judge_drawings(evaluation: Evaluation, prompts: Sequence[Asked] | Sequence[str]) -> None:
     """Draws every prompt; those of the drawn world are scored."""
     if not prompts:
         return
@@ -79,23 +77,8 @@ def judge_drawings(evaluation: Evaluation, prompts: Sequence[Prompt | str]) -> N
     records: list[dict[str, Any]] = [
         {"file": name, "prompt": text} for name, text in zip(names, texts, strict=True)
     ]
-    scored = [one for one in prompts if isinstance(one, Prompt)]
-    if scored:
-        verdicts = [
-            score(prompt, detect(picture)) for prompt, picture in zip(scored, pictures, strict=True)
-        ]
-        for record, prompt, verdict in zip(records, scored, verdicts, strict=True):
-            record |= {
-                "task": prompt.tag,
-                "correct": verdict.correct,
-                "color_correct": verdict.color_correct,
-                "shape_correct": verdict.shape_correct,
-                "count_correct": verdict.count_correct,
-                "position_correct": verdict.position_correct,
-                "reason": verdict.reason,
-                "metadata": prompt.metadata(),
-            }
-        evaluation.metrics |= image_metrics(scored, verdicts)
+    if evaluation.world is not None:
+        _judged(evaluation, records, evaluation.world.judge_drawings(prompts, pictures))
     evaluation.write("samples.json", records)
 
 
@@ -117,18 +100,8 @@ def judge_captions(evaluation: Evaluation, images: Sequence[CaptionedImage]) -> 
         {"key": one.key, "reference": one.reference, "caption": one.caption} for one in described
     ]
     _show(evaluation, images, records)
-    if evaluation.drawn_world:
-        verdicts = [
-            score_caption(one.caption, read_caption(one.reference).looks(), one.reference)
-            for one in described
-        ]
-        for record, verdict in zip(records, verdicts, strict=True):
-            record |= {
-                "color_correct": verdict.color_correct,
-                "shape_correct": verdict.shape_correct,
-                "exact": verdict.exact,
-            }
-        evaluation.metrics |= caption_metrics(verdicts)
+    if evaluation.world is not None:
+        _judged(evaluation, records, evaluation.world.judge_captions(described))
     evaluation.write("captions.json", records)
 
 
@@ -145,10 +118,10 @@ def judge_autoencoder(evaluation: Evaluation) -> None:
             batch_size=evaluation.config.batch_size,
         )
     evaluation.metrics["autoencoder.psnr_db"] = mean_psnr_db(originals, back)
-    scenes = [row.metadata for row in rows]
-    if all("objects" in scene for scene in scenes):
-        evaluation.metrics |= scene_metrics("real", scenes, originals)
-        evaluation.metrics |= scene_metrics("reconstruction", scenes, back)
+    scenes, world = [row.metadata for row in rows], evaluation.world
+    if world is not None and all(world.knows(scene) for scene in scenes):
+        evaluation.metrics |= world.ceiling("real", scenes, originals)
+        evaluation.metrics |= world.ceiling("reconstruction", scenes, back)
     shown = evaluation.config.num_shown
     folder = evaluation.folder / "reconstructions"
     names = zip(
@@ -193,6 +166,15 @@ def judge_text(evaluation: Evaluation) -> None:
             package.model, texts, config=package.config, batch_size=16
         )
     evaluation.metrics["text.unigram_bits_per_byte"] = unigram.bits_per_byte(texts)
+
+
+def _judged(
+    evaluation: Evaluation, records: Sequence[dict[str, Any]], judgement: Judgement
+) -> None:
+    """Each record with its verdict, and the metrics of all."""
+    for record, verdict in zip(records, judgement.records, strict=True):
+        record |= verdict
+    evaluation.metrics |= judgement.metrics
 
 
 def _show(

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
@@ -26,19 +28,28 @@ from transfusion.evaluate.judges import (
     judge_text,
 )
 from transfusion.evaluate.paired import paired_losses
-from transfusion.evaluate.shapes.prompts import Prompt, make_prompts
+from transfusion.evaluate.shapes import world as shapes
+from transfusion.evaluate.textures import world as textures
 from transfusion.evaluate.validation import validation_losses
+from transfusion.evaluate.world import World
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
 from transfusion.stage import Made, StageContext
 
-DRAWN_WORLD = "data_pipelines.sources.shapes"
-"""Images of this source are scored by the detector."""
+WORLDS: Mapping[str, World[Any]] = MappingProxyType(
+    {
+        "data_pipelines.sources.shapes": shapes.WORLD,
+        "data_pipelines.sources.textures": textures.WORLD,
+    }
+)
+"""Images of these sources are judged by what they show."""
 
 HEADLINES = (
     "single_object.color_accuracy",
     "single_object.color_shape_accuracy",
     "caption.color_accuracy",
+    "textures.hue_error_deg",
+    "textures.direction_error_deg",
     "edits.accuracy",
     "autoencoder.psnr_db",
     "text.bits_per_byte",
@@ -70,8 +81,12 @@ def _run(
     )
     wanted = max(config.num_captions, config.num_caption_prompts, config.num_paired)
     images = held_out_images(mixture, limit=wanted)
-    drawn_world = any(entry.uses == DRAWN_WORLD for entry in package.config.lineage)
-    prompts = _prompts(config, images, package.tokenizer.decode, drawn_world=drawn_world)
+    sources = {entry.uses for entry in package.config.lineage}
+    world = next((world for uses, world in WORLDS.items() if uses in sources), None)
+    if world is not None:
+        prompts = world.make_prompts(config)
+    else:
+        prompts = _captions(images[: config.num_caption_prompts], package.tokenizer.decode)
     edits = held_out_edits(mixture, limit=config.num_edits)
     total = len(prompts) + min(len(images), config.num_captions) + len(edits)
     with context.progress(total=total, unit="images") as progress:
@@ -80,7 +95,7 @@ def _run(
             sampler=Sampler(package),
             mixture=mixture,
             pixels=rows[: config.num_pixels],
-            drawn_world=drawn_world,
+            world=world,
             folder=folder,
             workers=workers,
             advance=progress.advance,
@@ -101,27 +116,13 @@ def _run(
     evaluation.write("metrics.json", metrics)
     return Made(
         files=publish_folder(context.store, context.folder, folder),
-        metadata={"drawn_world": drawn_world, "weights": config.weights},
+        metadata={"drawn_world": world is not None, "weights": config.weights},
         metrics=metrics,
         timings=evaluation.timings,
     )
 
 
-def _prompts(
-    config: EvaluateConfig,
-    images: Sequence[CaptionedImage],
-    decode: Callable[[Sequence[int]], str],
-    *,
-    drawn_world: bool,
-) -> list[Prompt] | list[str]:
-    if not drawn_world:
-        return [decode(image.caption_ids).strip() for image in images[: config.num_caption_prompts]]
-    return [
-        prompt
-        for task in config.tasks
-        for prompt in make_prompts(
-            task,
-            config.num_single_object if task == "single_object" else config.num_per_task,
-            config.seed,
-        )
-    ]
+def _captions(
+    images: Sequence[CaptionedImage], decode: Callable[[Sequence[int]], str]
+) -> list[str]:
+    return [decode(image.caption_ids).strip() for image in images]

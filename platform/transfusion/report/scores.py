@@ -45,6 +45,14 @@ HEADLINES = (
     _Headline("single_object.color_shape_accuracy", "images: colour and shape right"),
     _Headline("caption.color_accuracy", "captions: colour right"),
     _Headline(
+        "textures.hue_within_15",
+        "images: hue within 15 degrees",
+        beside=(
+            ("textures.real.hue_within_15", "real images"),
+            ("textures.reconstruction.hue_within_15", "reconstructions"),
+        ),
+    ),
+    _Headline(
         "edits.accuracy",
         "edits: nearest to what was asked",
         beside=(("edits.unchanged_accuracy", "left as it was"), ("edits.chance", "chance")),
