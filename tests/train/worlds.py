@@ -31,13 +31,21 @@ FINGERPRINT = "f" * 64
 class MadeUpSource:
     """Batches that are a function of (step, lane); captions of different lengths, so that counts differ."""
 
-    def __init__(self, lanes: int = 3, spoilt: Collection[tuple[int, int]] = ()) -> None:
+    def __init__(
+        self,
+        lanes: int = 3,
+        spoilt: Collection[tuple[int, int]] = (),
+        loud: Collection[int] = (),
+    ) -> None:
         self.lanes = lanes
         self.num_validation = 2
         self._spoilt = spoilt
+        self._loud = loud
 
     def micro_batch(self, step: int, lane: int) -> PackedBatch:
         batch = self._batch(np.random.default_rng([step, lane]))
+        if step in self._loud:
+            batch.noise.mul_(30)
         if (step, lane) in self._spoilt:
             batch.latents[0, 0, 0, 0] = float("nan")
         return batch

@@ -29,6 +29,7 @@ from transfusion.report.mixture import read_statistics
 from transfusion.report.pictures import Album
 from transfusion.report.pipeline import anchor, pipeline_diagram
 from transfusion.report.scores import CEILINGS, headline_tiles, task_bars
+from transfusion.report.steps import told_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +78,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
         + measured_charts(training, config.max_points),
         "autoencoder_charts": _autoencoder_charts(inputs.get("autoencoder"), config.max_points),
         "rate_charts": rate_charts(training, config.max_points),
+        "told_steps": told_steps(training),
         "split": step_split(training),
         "data_share": data_share(training),
         "mixture": read_statistics(mixture),

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
+from transfusion.train.spikes import SpikeMemory
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class CheckpointRecord(BaseModel):
     """All rows up to this step, one file a checkpoint on the way here."""
     skipped: list[int] = []
     """Steps up to this one that made no update, counted from 0."""
+    spikes: SpikeMemory = SpikeMemory()
+    """What verdicts on later steps depend on, and the stretches of steps that were passed over by going back."""
 
 
 class Checkpoints:
@@ -94,6 +97,8 @@ class Checkpoints:
         rows: bytes,
         earlier: list[StoredFile],
         skipped: Sequence[int] = (),
+        spikes: SpikeMemory | None = None,
+        needed_from: int | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> list[StoredFile]:
         """Writes and commits a checkpoint; returns the metrics files up to this step.
@@ -101,6 +106,7 @@ class Checkpoints:
         Args:
             rows: Lines of metrics since the last checkpoint (of rank 0; ignored on the others).
             earlier: Metrics files of the checkpoint that this one follows.
+            needed_from: Checkpoints of this step and later are kept, however many they are.
             group: Over which the ranks agree; one of its own where training goes on meanwhile.
         """
         place = f"{self._folder}/data/{attempt}/step-{step:06d}"
@@ -130,18 +136,23 @@ class Checkpoints:
                     files=[file for part in everyone for file in part],
                     metrics=metrics,
                     skipped=list(skipped),
-                )
+                    spikes=spikes or SpikeMemory(),
+                ),
+                needed_from=needed_from,
             )
         return metrics
 
-    def newest(self) -> CheckpointRecord | None:
+    def newest(self, among: Collection[int] | None = None) -> CheckpointRecord | None:
         """The newest checkpoint that is whole, or None; rank 0 looks, and tells the others.
 
         It stays where it is until `load` has read it.
+
+        Args:
+            among: Steps to choose from; all there are when left out.
         """
         found: list[CheckpointRecord | None] = [None]
         if dist.get_rank() == 0:
-            found[0] = self._newest()
+            found[0] = self._newest(among)
         dist.broadcast_object_list(found, src=0)
         return found[0]
 
@@ -172,7 +183,7 @@ class Checkpoints:
     def _record_path(self, step: int) -> str:
         return f"{self._folder}/step-{step:06d}.json"
 
-    def _commit(self, record: CheckpointRecord) -> None:
+    def _commit(self, record: CheckpointRecord, *, needed_from: int | None) -> None:
         faults = self._faults(record, read=False)
         if faults:
             raise ArtifactError(
@@ -184,9 +195,9 @@ class Checkpoints:
             log.info("step %d has a checkpoint already; this one is dropped", record.step)
             self._drop_files(record)
             return
-        self._retain()
+        self._retain(needed_from)
 
-    def _retain(self) -> None:
+    def _retain(self, needed_from: int | None) -> None:
         """Deletes what is beyond the newest ones: the record first, so that none is ever half there.
 
         Runs only after the newest was committed and checked, so that a whole one always stays. What is being
@@ -194,7 +205,7 @@ class Checkpoints:
         """
         read = self._being_read()
         for step in self.steps()[: -self._keep]:
-            if step in read:
+            if step in read or (needed_from is not None and step >= needed_from):
                 continue
             path = self._record_path(step)
             try:
@@ -221,8 +232,10 @@ class Checkpoints:
                 log.debug("%s is no note: %s", entry.path, error)
         return found
 
-    def _newest(self) -> CheckpointRecord | None:
+    def _newest(self, among: Collection[int] | None) -> CheckpointRecord | None:
         for step in reversed(self.steps()):
+            if among is not None and step not in among:
+                continue
             path = self._record_path(step)
             # Before it is looked at, so that no other driver deletes it in between.
             self._store.write(

@@ -1,19 +1,21 @@
-"""What is done about a step whose loss or gradient is not a number.
+"""What is done about a step whose loss or gradient is not a number, and how any step at fault is written down.
 
-Either way the update is not made and the step's documents are written beside the metrics. A step that is
-passed over stays so: the checkpoint records it, and the position in the data moves on.
+If it is not a number, the update is not made. A step that is passed over stays so: the checkpoint records it,
+and the position in the data moves on. The step's documents are written beside the metrics.
 """
 
 import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
 from transfusion.errors import TransfusionError
 from transfusion.storage.store import Store
 from transfusion.train.loop_config import LoopConfig
+from transfusion.train.spikes import Rewind
 from transfusion.train.trainee import Trainee
 
 log = logging.getLogger(__name__)
@@ -26,8 +28,12 @@ class NotFiniteError(TransfusionError):
     """A loss or gradient that is not a number, with the place in the data; every rank raises it at once."""
 
 
+class SpikeError(TransfusionError):
+    """A loss that stands out and that nothing more is done about; every rank raises it at once."""
+
+
 class Skips:
-    """The steps that made no update, and whether another may be added. The same on every rank."""
+    """The steps that made no update, and whether another may be added; the same on every rank. Their files too."""
 
     def __init__(self, trainee: Trainee, config: LoopConfig, *, store: Store, folder: str) -> None:
         self.steps: list[int] = []
@@ -47,40 +53,62 @@ class Skips:
         wrong = ", ".join(
             f"{name} {value}" for name, value in values.items() if not math.isfinite(value)
         )
-        data = self._trainee.describe(step)
-        if dist.get_rank() == 0:
-            self._write(step, why=wrong, suspects=data, values=values)
+        data = self.write(step, why=wrong, values=values)
         if config.on_nan == "halt":
             raise NotFiniteError(
                 f"step {step}: {wrong}: training stopped before this update was made; its data: {data}; "
-                f"{_remedy(config)}"
+                f"{remedy(config)}"
             )
+        self.count(step, why=wrong, data=data, error=NotFiniteError)
+
+    def count(self, step: int, *, why: str, data: str, error: type[TransfusionError]) -> None:
+        """Notes that a step makes no update, whose documents were written already; for every rank.
+
+        Raises:
+            TransfusionError: The given one, where it was one too many in a row.
+        """
+        limit = self._config.max_skipped_steps
         self.steps.append(step)
         in_a_row = trailing(self.steps)
-        if in_a_row > config.max_skipped_steps:
-            raise NotFiniteError(
-                f"step {step}: {wrong}: {in_a_row} steps in a row without an update, more than "
-                f"max_skipped_steps ({config.max_skipped_steps}); its data: {data}; {_remedy(config)}"
+        if in_a_row > limit:
+            raise error(
+                f"step {step}: {why}: {in_a_row} steps in a row without an update, more than "
+                f"max_skipped_steps ({limit}); its data: {data}; {remedy(self._config)}"
             )
         if dist.get_rank() == 0:
-            log.warning("step %d makes no update: %s; its data: %s", step, wrong, data)
+            log.warning("step %d makes no update: %s; its data: %s", step, why, data)
 
-    def _write(self, step: int, *, why: str, suspects: str, values: Mapping[str, float]) -> None:
-        about = {
-            "step": step,
-            "why": why,
-            "suspects": suspects,
-            "values": {name: _plain(value) for name, value in values.items()},
-            "documents": self._trainee.documents(step),
-        }
-        self._store.write(
-            f"{self._folder}/{fault_name(step)}", json.dumps(about, indent=1).encode() + b"\n"
-        )
+    def write(self, step: int, *, why: str, values: Mapping[str, float]) -> str:
+        """Writes down a step at fault with its documents, and names the data in short; for every rank."""
+        suspects = self._trainee.describe(step)
+        if dist.get_rank() == 0:
+            self._put(
+                fault_name(step),
+                step=step,
+                why=why,
+                suspects=suspects,
+                values={name: _plain(value) for name, value in values.items()},
+                documents=self._trainee.documents(step),
+            )
+        return suspects
+
+    def write_rewind(self, gone: Rewind, *, why: str) -> None:
+        """Writes down a stretch that is passed over; its steps that stood out have files of their own."""
+        if dist.get_rank() == 0:
+            self._put(rewind_name(gone.last), why=why, passed_over=gone.model_dump())
+
+    def _put(self, name: str, **about: Any) -> None:
+        self._store.write(f"{self._folder}/{name}", json.dumps(about, indent=1).encode() + b"\n")
 
 
 def fault_name(step: int) -> str:
-    """The file about a step without an update, relative to the artifact's folder."""
+    """The file about a step at fault, relative to the artifact's folder."""
     return f"{FAULTS}/step-{step:06d}.json"
+
+
+def rewind_name(step: int) -> str:
+    """The file about a stretch that is passed over, by its last step; relative to the artifact's folder."""
+    return f"{FAULTS}/rewind-{step:06d}.json"
 
 
 def trailing(steps: Sequence[int]) -> int:
@@ -91,7 +119,8 @@ def trailing(steps: Sequence[int]) -> int:
     return count
 
 
-def _remedy(config: LoopConfig) -> str:
+def remedy(config: LoopConfig) -> str:
+    """What a person may change."""
     return (
         f"check these rows, or lower lr (peak {config.lr}) or raise "
         f"warmup_steps ({config.warmup_steps})"

@@ -11,13 +11,16 @@ from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.publish import publish_folder
 from transfusion.stage import TrainResources
 from transfusion.storage.store import Store, sha256_file
-from transfusion.train.faults import fault_name
+from transfusion.train.faults import fault_name, rewind_name
 from transfusion.train.loop import PREVIEWS, Place, Tell, fit
 from transfusion.train.metrics import Row, Tracker, as_lines, values_digest
 from transfusion.train.tracking import make_tracker
 from transfusion.train.trainee import Trainee
 
 METRICS_NAME = "metrics.jsonl"
+
+MARKS = {"skipped": "skipped_steps", "spike": "spikes", "rewound_steps": "rewound_steps"}
+"""What a row says only of some steps, and what its sum over the run is called."""
 
 
 def run_to_end(
@@ -72,9 +75,8 @@ def run_to_end(
                 store, f"{folder}/result", Path(result), outside_digest=(METRICS_NAME,)
             )
         ]
-        skipped = [int(row["step"]) - 1 for row in finished.rows if "skipped" in row["values"]]
         files += _previews(store, folder)
-        files += [_beside(store, folder, fault_name(step)) for step in skipped]
+        files += [_beside(store, folder, name) for name in _fault_names(finished.rows)]
     return {
         "files": [file.model_dump(mode="json") for file in files],
         "metadata": written.metadata,
@@ -91,6 +93,13 @@ def _previews(store: Store, folder: str) -> list[FileEntry]:
     ]
 
 
+def _fault_names(rows: list[Row]) -> list[str]:
+    """The files about steps that were passed over or stood out."""
+    steps = [(int(row["step"]) - 1, row["values"]) for row in rows]
+    names = [fault_name(step) for step, values in steps if {"skipped", "spike"} & set(values)]
+    return names + [rewind_name(step) for step, values in steps if "rewound_steps" in values]
+
+
 def _beside(store: Store, folder: str, name: str) -> FileEntry:
     """A file that is there already and is no part of the digest."""
     place = store.local(f"{folder}/{name}")
@@ -104,8 +113,9 @@ def _last_values(rows: list[Row]) -> dict[str, float]:
     for row in rows:
         last |= {f"{row['kind']}.{name}": value for name, value in row["values"].items()}
     last.pop("train.lr", None)
-    if last.pop("train.skipped", None):
-        last["train.skipped_steps"] = sum(row["values"].get("skipped", 0.0) for row in rows)
+    for mark, total in MARKS.items():
+        if last.pop(f"train.{mark}", None):
+            last[f"train.{total}"] = sum(row["values"].get(mark, 0.0) for row in rows)
     return last
 
 

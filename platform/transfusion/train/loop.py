@@ -24,6 +24,7 @@ from transfusion.train.checkpoint import (
 from transfusion.train.clock import Clock
 from transfusion.train.faults import NotFiniteError, Skips
 from transfusion.train.metrics import Metrics, Row, Tracker, finite
+from transfusion.train.on_spike import OnSpike
 from transfusion.train.parallel import AveragedWeights, reshard
 from transfusion.train.saver import Saver
 from transfusion.train.state import TrainingState
@@ -80,6 +81,7 @@ def fit(
     Raises:
         NotFiniteError: A loss or gradient was not a number, and the policy is to stop. The weights before
             that step stay in the last checkpoint.
+        SpikeError: A loss stayed high, and there were rewinds enough or there is no checkpoint from before.
         StoppedError: The run was asked to end. All steps up to then are in a checkpoint.
     """
     resources = resources or TrainResources()
@@ -130,6 +132,7 @@ class _Run:
             scratch=scratch,
         )
         self._skips = Skips(trainee, trainee.config, store=place.store, folder=place.folder)
+        self._spikes = OnSpike(trainee.config, self._state, self._checkpoints, self._skips)
         self._metrics = Metrics()
         self._clock = Clock()
         self._saver: Saver | None = None
@@ -147,14 +150,15 @@ class _Run:
         self._clock = Clock()
         for step in range(start, self._config.steps):
             beat()
-            stopping = self._step(step, stop=stop())
+            stopping = self._step(step, saver, stop=stop())
             saver.check()
             beat()
             done = step + 1
             self._validate_and_preview(done)
             beat()
             last = done == self._config.steps
-            if last or stopping or done % self._config.checkpoint_every_steps == 0:
+            due = done % self._config.checkpoint_every_steps == 0
+            if last or stopping or due or self._spikes.went_back_at(step):
                 self._save(saver, done)
             if stopping and not last:
                 saver.wait()
@@ -177,6 +181,7 @@ class _Run:
         if record is not None:
             self._state.load(self._checkpoints, record)
             self._skips.steps = list(record.skipped)
+            self._spikes.memory = record.spikes
             if self._first:
                 log.info("resumed after step %d of %d", record.step, self._config.steps)
         self._saver = Saver(
@@ -187,7 +192,7 @@ class _Run:
         )
         return (record.step if record else 0), self._saver
 
-    def _step(self, step: int, *, stop: bool) -> bool:
+    def _step(self, step: int, saver: Saver, *, stop: bool) -> bool:
         """One step and its row; returns whether any rank wants to end."""
         state = self._state
         began = time.perf_counter()
@@ -195,7 +200,7 @@ class _Run:
         computed = time.perf_counter()
         values = {**result.values, "grad_norm": state.clip(), "lr": state.rate(step)}
         if finite(values):
-            state.update(step)
+            values |= self._spikes.update(step, values, before_going_back=saver.wait)
         else:
             self._skips.add(step, values)
             state.drop_gradients()
@@ -208,7 +213,7 @@ class _Run:
             shown = {f"{name}/s": rate for name, rate in rates.items()}
             if "mfu" in timing:
                 shown["MFU"] = f"{timing['mfu']:.1%}"
-            self._tell(step + 1, {**result.shown, **shown})
+            self._tell(step + 1, {**result.shown, **shown, **self._spikes.shown})
         return result.stop
 
     def _validate_and_preview(self, done: int) -> None:
@@ -258,4 +263,6 @@ class _Run:
                 step=done,
                 rows=self._metrics.take_unsaved(),
                 skipped=self._skips.steps,
+                spikes=self._spikes.memory,
+                needed_from=self._spikes.needed_from(done),
             )

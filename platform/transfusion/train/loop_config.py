@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from transfusion.config import Config
+from transfusion.train.spikes import SpikeConfig, SpikePolicy
 
 Precision = Literal["fp32", "fp32_bf16_inner", "bf16"]
 
@@ -64,6 +65,15 @@ class LoopConfig(Config):
     on_nan: Literal["halt", "skip"] = "halt"
     """When a loss or gradient is not a number: `halt` ends the run before that update; `skip` makes no update at
     that step and goes on. Either way the step's documents are written to the run's `faults/`."""
+
+    on_spike: SpikePolicy = "off"
+    """When the loss or the gradient norm of a step stands out from the steps before: `tell` names the step's
+    documents in the run's `faults/` and goes on; `skip` makes no update at that step; `rewind` goes back, once the
+    loss has stayed high, to a checkpoint from before, and passes over all batches since. The count of steps and
+    the place in the data always go on. With `rewind` checkpoints beyond `keep_checkpoints` stay while they may be
+    gone back to."""
+
+    spikes: SpikeConfig = SpikeConfig()
 
     max_skipped_steps: int = Field(3, ge=0)
     """More steps than these in a row without an update end the run."""

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from transfusion.stage import TrainResources
 from transfusion.train.checkpoint import Checkpoints, StoredFile
+from transfusion.train.spikes import SpikeMemory
 
 log = logging.getLogger(__name__)
 
@@ -59,12 +60,15 @@ class Saver:
         step: int,
         rows: bytes,
         skipped: Sequence[int],
+        spikes: SpikeMemory,
+        needed_from: int | None,
     ) -> None:
         """Saves, or copies and begins to save; waits for the save before.
 
         Args:
             rows: Lines of metrics since the save before.
             skipped: Steps without an update up to this one.
+            needed_from: Checkpoints of this step and later are not deleted.
         """
         self.wait()
         about: dict[str, Any] = {
@@ -73,6 +77,8 @@ class Saver:
             "rows": rows,
             "earlier": self.stored,
             "skipped": list(skipped),
+            "spikes": spikes,
+            "needed_from": needed_from,
         }
         if self._thread is None:
             self.stored = self._checkpoints.save(dict(state), **about)

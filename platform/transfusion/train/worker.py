@@ -161,7 +161,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     from transfusion.artifacts.artifact import open_artifact
     from transfusion.storage.store import open_store
     from transfusion.train import stop
-    from transfusion.train.faults import NotFiniteError
+    from transfusion.train.faults import NotFiniteError, SpikeError
     from transfusion.train.finish import run_to_end
     from transfusion.train.stop import StoppedError
 
@@ -202,7 +202,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             resources=resources,
             stop=stop.asked,
         )
-    except (NotFiniteError, StoppedError) as error:
+    except (NotFiniteError, SpikeError, StoppedError) as error:
         # Every rank raises it at the same step, and a restart would come to the same step or is not wanted.
         return {"fault": str(error)}
     finally:
