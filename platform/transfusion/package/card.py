@@ -3,10 +3,8 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from torch import Tensor
-
 from transfusion.diffusion.config import TargetName
-from transfusion.package.format import PackageConfig, Weights
+from transfusion.package.format import PackageConfig
 
 _PREDICTED: Mapping[TargetName, str] = MappingProxyType(
     {"epsilon": "the noise", "v": "v", "flow": "the velocity of the flow"}
@@ -22,10 +20,9 @@ _OF_CODES = (
 )
 
 
-def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, Tensor]]) -> str:
+def model_card(config: PackageConfig, *, num_parameters: int) -> str:
     """The card as Markdown."""
     model = config.model
-    parameters = sum(tensor.numel() for tensor in next(iter(weights.values())).values())
     lines = [
         "---",
         "library_name: transfusion",
@@ -38,7 +35,7 @@ def model_card(config: PackageConfig, *, weights: Mapping[Weights, Mapping[str, 
         "",
         "| | |",
         "|---|---|",
-        f"| parameters | {parameters:,} |",
+        f"| parameters | {num_parameters:,} |",
         f"| transformer | {model.depth} layers, width {model.dim}, {model.num_heads} heads |",
         f"| image adapter | {model.adapter}, patches of {model.patch_size} x {model.patch_size} |",
         f"| images | {config.image_size_px} x {config.image_size_px} px, {_image(config)}, "

@@ -34,7 +34,7 @@ def write_package(
 
     Args:
         config: All but `files`, which is filled in here.
-        weights: Parameters by name, for each file of weights.
+        weights: Parameters by name, for each file of weights; one file's are held at a time.
         autoencoder: A folder in the diffusers layout with its latent statistics.
 
     Returns:
@@ -43,15 +43,17 @@ def write_package(
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
+    num_parameters = 0
     for name, parameters in weights.items():
         tensors = {key: parameters[key].detach().cpu().contiguous() for key in sorted(parameters)}
+        num_parameters = sum(tensor.numel() for tensor in tensors.values())
         save_file(tensors, folder / WEIGHT_FILES[name], metadata={"format": "pt"})
     (folder / TOKENIZER).write_bytes(tokenizer)
     # Not the folder whole: durations in the metrics beside them would give a model other bytes every time.
     (folder / AUTOENCODER).mkdir()
     for part in FILES:
         shutil.copyfile(autoencoder / part, folder / AUTOENCODER / part)
-    (folder / CARD).write_text(model_card(config, weights=weights), encoding="utf-8")
+    (folder / CARD).write_text(model_card(config, num_parameters=num_parameters), encoding="utf-8")
     places = sorted(place for place in folder.rglob("*") if place.is_file())
     files = {
         place.relative_to(folder).as_posix(): sha256_file(place)

@@ -1,4 +1,4 @@
-"""Steps of a run that made no update, stood out or were passed over, in words. Steps count from 0, as in `faults/`."""
+"""Steps of a run that made no update, stood out or were passed over, in words; counted from 0, as in `faults/`."""
 
 from collections.abc import Sequence
 
