@@ -60,12 +60,14 @@ def tiny_model(
     seed: int = 0,
     adapter: str = "unet",
     vocab_size: int = SpecialIds.after(NUM_PIECES).vocab_size,
+    variance: str = "fixed",
     **options: Any,
 ) -> TransfusionModel:
     model = TransfusionModel(
         model_config(adapter, **options),
         vocab_size=vocab_size,
         latent_channels=LATENT[0],
+        variance=variance,
     )
     model.init_weights(seed)
     with torch.no_grad():
@@ -102,7 +104,10 @@ def tiny_package(folder: Path, **changed: Any) -> Path:
     tokenizer = tiny_tokenizer()
     config = package_config(num_pieces=tokenizer.num_pieces, **changed)
     raw, ema = (
-        tiny_model(seed, vocab_size=config.special.vocab_size).state_dict() for seed in (0, 1)
+        tiny_model(
+            seed, vocab_size=config.special.vocab_size, variance=config.variance
+        ).state_dict()
+        for seed in (0, 1)
     )
     write_package(
         folder / "package",

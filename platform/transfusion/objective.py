@@ -37,6 +37,9 @@ class LossSums:
     z_sum: Float[Tensor, ""] | None = None
     """The z-loss of the text targets with its weight; None where it has none."""
 
+    bound_sum: Float[Tensor, ""] | None = None
+    """Bits an element of the variational bound, summed over images, where variances are learned."""
+
     image_errors: Float[Tensor, " m"]
     """What each slot adds to `diffusion_sum`."""
 
@@ -64,12 +67,18 @@ def loss_sums(
     if noised is not None and noised.weight is not None:
         error = error * noised.weight
     error = error * batch.image_weight
+    bound_sum = None
+    if noised is not None and noised.variance is not None and output.variance is not None:
+        missed = output.epsilon - noised.target
+        bound = noised.variance.bound(output.variance, missed, batch.timesteps)
+        bound_sum = (bound * batch.image_weight).sum()
     return LossSums(
         lm_sum=(cross_entropy * batch.text_weight).sum(),
         lm_count=batch.text_weight.sum(),
         diffusion_sum=error.sum(),
         image_count=batch.image_weight.sum(),
         z_sum=z_sum,
+        bound_sum=bound_sum,
         image_errors=error,
     )
 
@@ -131,15 +140,20 @@ def combine(
     global_image_count: Float[Tensor, ""] | float | int,
     diffusion_weight: float = 5.0,
     lm_weight: float = 1.0,
+    bound_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
     """This micro-batch's share of the loss of the global batch: the shares add up to the whole.
 
     Args:
         global_lm_count: Text targets in the whole global batch, over all ranks and micro-batches.
         global_image_count: Images in the whole global batch.
+        bound_weight: Of the variational bound within the diffusion loss.
     """
+    diffusion_sum = sums.diffusion_sum
+    if sums.bound_sum is not None:
+        diffusion_sum = diffusion_sum + bound_weight * sums.bound_sum
     share = lm_weight * (sums.lm_sum / _at_least_one(global_lm_count)) + diffusion_weight * (
-        sums.diffusion_sum / _at_least_one(global_image_count)
+        diffusion_sum / _at_least_one(global_image_count)
     )
     if sums.z_sum is not None:
         share = share + sums.z_sum / _at_least_one(global_lm_count)

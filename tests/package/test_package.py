@@ -48,6 +48,15 @@ def test_weights_come_back_as_they_went_in(package: Path) -> None:
         assert not loaded.model.training
 
 
+def test_a_learned_variance_comes_back_and_is_named(tmp_path: Path) -> None:
+    folder = tiny_package(tmp_path, variance="learned_range")
+    loaded = load_package(folder)
+    assert loaded.config.noise == NoiseConfig(variance="learned_range")
+    # Eight channels go out for four that come in.
+    assert loaded.model.state_dict()["up.conv_out.weight"].shape[0] == 8
+    assert "predicts the noise and its variance" in (folder / "README.md").read_text()
+
+
 def test_holds_the_files_that_others_read(package: Path) -> None:
     names = [place.relative_to(package).as_posix() for place in files(package)]
     assert names == [
@@ -202,6 +211,7 @@ def run_of(monkeypatch: pytest.MonkeyPatch, objective: dict) -> dict:
         (ObjectiveConfig(target="v", loss_weighting="min_snr").resolved(), NoiseConfig(target="v")),
         (ObjectiveConfig(schedule="straight", target="flow", timestep_shift=2.0).resolved(),
          NoiseConfig(schedule="straight", target="flow", timestep_shift=2.0)),
+        (ObjectiveConfig(variance="learned_range").resolved(), NoiseConfig(variance="learned_range")),
     ],
 )  # fmt: skip
 def test_a_package_learns_of_the_noise_from_its_run(

@@ -11,6 +11,7 @@ ScheduleName = Literal[BetaScheduleName, "straight"]
 TargetName = Literal["epsilon", "v", "flow"]
 TimestepDraw = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "min_snr", "truncated_snr"]
+VarianceName = Literal["fixed", "learned_range"]
 
 
 class NoiseConfig(Config):
@@ -30,6 +31,11 @@ class NoiseConfig(Config):
     leaves them as they are, 3 is usual at 1,024 px; with 4, ten steps no longer keep the variance of latents.
     Of the straight schedule alone."""
 
+    variance: VarianceName = "fixed"
+    """What noise a step of DDPM adds: `fixed` by the schedule, or `learned_range`, where the model says of every
+    element how far between the schedule's bounds it lies (Nichol and Dhariwal 2021; DiT, MonoFormer). It then has
+    twice the channels to predict; solvers that add no noise leave them out."""
+
     @model_validator(mode="after")
     def _belong_together(self) -> "NoiseConfig":
         straight = self.schedule == "straight"
@@ -43,6 +49,11 @@ class NoiseConfig(Config):
                 f"timestep_shift must be 1 for schedule {self.schedule!r}, got {self.timestep_shift:g}; "
                 "only 'straight' is shifted"
             )
+        if self.variance != "fixed" and straight:
+            raise ValueError(
+                f"variance must be 'fixed' for schedule {self.schedule!r}, got {self.variance!r}; on the straight "
+                "schedule no solver adds noise: take 'cosine' or 'linear', with target 'epsilon' or 'v'"
+            )
         return self
 
 
@@ -55,6 +66,10 @@ class ObjectiveConfig(NoiseConfig):
     lm_weight: float = Field(default=1.0, ge=0)
     """Weight of the language loss; MonoFormer, which starts from a language model, has 0.01 beside a
     `diffusion_weight` of 1."""
+
+    vlb_weight: float = Field(default=0.001, ge=0)
+    """Of `learned_range`: what the variational bound, in bits an element over all timesteps, counts against the
+    squared error. It teaches the variance alone."""
 
     z_loss_weight: float = Field(default=0.0, ge=0)
     """Of the squared logarithm of the softmax's denominator, which keeps it near 1; 1e-5 in Chameleon."""
@@ -89,3 +104,8 @@ class ObjectiveConfig(NoiseConfig):
                 "million times the rest; take target 'v', or 'min_snr'"
             )
         return self
+
+    @property
+    def bound_weight(self) -> float:
+        """What the bound of the one timestep that is drawn counts: it stands for all."""
+        return self.vlb_weight * self.num_timesteps

@@ -13,6 +13,7 @@ from torch import Tensor
 from transfusion.diffusion.config import NoiseConfig, ObjectiveConfig, TargetName
 from transfusion.diffusion.schedules import NoisePath, add_noise, noise_path
 from transfusion.diffusion.targets import target_of
+from transfusion.diffusion.variance import VarianceRange
 from transfusion.diffusion.weightings import loss_weights
 
 
@@ -25,6 +26,8 @@ class Noised(NamedTuple):
     """What it is to predict."""
     weight: Float[Tensor, " m"] | None
     """What the error of each image counts; None where all count 1."""
+    variance: VarianceRange | None = None
+    """Of the steps, where their variance is learned."""
 
 
 class Noising(NamedTuple):
@@ -33,6 +36,7 @@ class Noising(NamedTuple):
     target: TargetName
     path: NoisePath
     weights: Float[Tensor, " t"] | None
+    variance: VarianceRange | None = None
 
     @classmethod
     def of(cls, config: NoiseConfig, *, device: torch.device | str = "cpu") -> "Noising":
@@ -47,6 +51,7 @@ class Noising(NamedTuple):
             target=config.target,
             path=path.to(device),
             weights=None if weights is None else weights.to(device),
+            variance=None if config.variance == "fixed" else VarianceRange.of(config).to(device),
         )
 
     def apply(
@@ -68,4 +73,5 @@ class Noising(NamedTuple):
             latents=noisy,
             target=target_of(self.target, latents, noise, timesteps, self.path),
             weight=None if self.weights is None else self.weights[timesteps],
+            variance=self.variance,
         )

@@ -15,8 +15,10 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName
+from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName, VarianceName
 from transfusion.diffusion.schedules import BETAS
 from transfusion.diffusion.times import shifted
 
@@ -30,6 +32,11 @@ _SETTINGS: Mapping[TargetName, Mapping[str, str]] = MappingProxyType(
     }
 )
 """How diffusers names the target, and where the steps lie: only `trailing` takes the last timestep."""
+
+_VARIANCES: Mapping[VarianceName, str] = MappingProxyType(
+    {"fixed": "fixed_small", "learned_range": "learned_range"}
+)
+"""How diffusers names what DDPM's steps add."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +68,35 @@ def make_solver(name: SolverName, *, num_steps: int, noise: NoiseConfig = NoiseC
     check_solver(name, schedule=noise.schedule)
     if noise.schedule == "straight":
         return _straight(name, num_steps, noise)
+    adding = {"variance_type": _VARIANCES[noise.variance]} if name == "ddpm" else {}
     scheduler = SOLVERS[name].build(
         num_train_timesteps=noise.num_timesteps,
         # As numbers: diffusers copies a tensor with a warning.
         trained_betas=BETAS[noise.schedule](noise.num_timesteps).tolist(),
         **_SETTINGS[noise.target],
+        **adding,
     )
     scheduler.set_timesteps(num_steps)
     return scheduler
+
+
+def solver_input(
+    name: SolverName,
+    prediction: Float[Tensor, "m c h w"],
+    variance: Float[Tensor, "m v h w"],
+    *,
+    is_last: bool,
+) -> Float[Tensor, "m c2 h w"]:
+    """What a solver's step is given of a prediction and what is said of its variance, which only DDPM asks for.
+
+    Args:
+        variance: No channels where it is fixed.
+        is_last: The step that ends at the clean latent: it adds nothing, but diffusers knows it by t = 0 alone,
+            where `trailing` steps never come. At the lower end of its range the variance is 0 there.
+    """
+    if name != "ddpm":
+        return prediction
+    return torch.cat([prediction, torch.full_like(variance, -1) if is_last else variance], dim=1)
 
 
 def check_solver(name: SolverName, *, schedule: ScheduleName) -> None:
@@ -107,9 +135,7 @@ def check_steps(name: SolverName, *, num_steps: int, num_timesteps: int = 1000) 
 def _ddpm(**settings: Any) -> Any:
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-    return DDPMScheduler(
-        **settings, clip_sample=True, clip_sample_range=5.0, variance_type="fixed_small"
-    )
+    return DDPMScheduler(**settings, clip_sample=True, clip_sample_range=5.0)
 
 
 def _ddim(**settings: Any) -> Any:

@@ -10,10 +10,10 @@ from transfusion.model.linear import LinearDown, LinearUp
 from transfusion.model.unet import UNetDown, UNetUp
 
 Way = Callable[[ModelConfig, int], nn.Module]
-"""(config, latent channels) -> a module."""
+"""(config, channels of what comes in or goes out) -> a module."""
 
 DOWN: Mapping[AdapterName, Way] = MappingProxyType({"linear": LinearDown, "unet": UNetDown})
 """Called with (noisy m c h w, timesteps m); gives `EncodedImages`."""
 
 UP: Mapping[AdapterName, Way] = MappingProxyType({"linear": LinearUp, "unet": UNetUp})
-"""Called with (hidden m p d, timesteps m, encoded); gives the predicted noise m c h w in fp32."""
+"""Called with (hidden m p d, timesteps m, encoded); gives the prediction m c h w in fp32."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from transfusion.diffusion.config import VarianceName
 from transfusion.model.config import ModelConfig
 from transfusion.model.parts import list_parts
 from transfusion.sequence.layout import ImageAttention, SequenceLayout
@@ -72,7 +73,12 @@ class Work:
 
 
 def forward_flops(
-    config: ModelConfig, work: Work, *, vocab_size: int, latent_shape: tuple[int, int, int]
+    config: ModelConfig,
+    work: Work,
+    *,
+    vocab_size: int,
+    latent_shape: tuple[int, int, int],
+    variance: VarianceName = "fixed",
 ) -> Mapping[str, float]:
     """FLOPs of one way through, by part; their sum is the whole. `keys` are the products of queries, keys, values.
 
@@ -81,7 +87,8 @@ def forward_flops(
     """
     counts = {"position": work.positions, "text_row": work.text_rows, "image": work.images}
     flops: dict[str, float] = {}
-    for part in list_parts(config, vocab_size=vocab_size, latent_shape=latent_shape):
+    parts = list_parts(config, vocab_size=vocab_size, latent_shape=latent_shape, variance=variance)
+    for part in parts:
         done = 2.0 * part.products * part.uses * counts[part.per]
         flops[part.name] = flops.get(part.name, 0.0) + done
     # Scores and sums, 2 FLOPs each, over all heads: heads of keys and values are shared, their products are not.
@@ -90,8 +97,15 @@ def forward_flops(
 
 
 def training_flops(
-    config: ModelConfig, work: Work, *, vocab_size: int, latent_shape: tuple[int, int, int]
+    config: ModelConfig,
+    work: Work,
+    *,
+    vocab_size: int,
+    latent_shape: tuple[int, int, int],
+    variance: VarianceName = "fixed",
 ) -> float:
     """FLOPs of a step over `work`, there and back; what is computed anew to save memory does not count."""
-    once = forward_flops(config, work, vocab_size=vocab_size, latent_shape=latent_shape)
+    once = forward_flops(
+        config, work, vocab_size=vocab_size, latent_shape=latent_shape, variance=variance
+    )
     return (1 + BACKWARD) * sum(once.values())

@@ -51,10 +51,10 @@ class LinearDown(nn.Module):
 class LinearUp(nn.Module):
     """Vectors to the noise of their patches."""
 
-    def __init__(self, config: ModelConfig, latent_channels: int) -> None:
+    def __init__(self, config: ModelConfig, channels: int) -> None:
         super().__init__()
         self.config = config
-        self.project = nn.Linear(config.dim, latent_channels * config.patch_size**2)
+        self.project = nn.Linear(config.dim, channels * config.patch_size**2)
         modulated = config.image_head == "adaln"
         self.time = TimeMLP(config.dim) if modulated else None
         self.modulation = nn.Linear(config.dim, 2 * config.dim) if modulated else None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+from transfusion.diffusion.config import VarianceName
 from transfusion.model.config import ModelConfig, UNetConfig
 
 Unit = Literal["position", "text_row", "image"]
@@ -43,7 +44,11 @@ class Part(NamedTuple):
 
 
 def list_parts(
-    config: ModelConfig, *, vocab_size: int, latent_shape: tuple[int, int, int]
+    config: ModelConfig,
+    *,
+    vocab_size: int,
+    latent_shape: tuple[int, int, int],
+    variance: VarianceName = "fixed",
 ) -> list[Part]:
     """The parts of a `TransfusionModel`.
 
@@ -56,13 +61,14 @@ def list_parts(
     attention = dim * heads * config.head_dim + dim * dim
     gains = 2 * depth * dim + (2 * depth * config.head_dim if config.qk_norm == "rms" else 0)
     adapter = _linear if config.adapter == "linear" else _unet
+    predicted = channels * (1 if variance == "fixed" else 2)
     parts = [
         Part("embedding", 0, vocab_size * dim, "position"),
         Part("blocks.attention", depth * attention, 0, "position"),
         Part("blocks.ffn", depth * 3 * dim * config.hidden_dim, 0, "position"),
         Part("norms", 0, gains + dim, "position"),
         Part("head", dim * vocab_size, 0, "text_row"),
-        *adapter(config, channels, height, width),
+        *adapter(config, channels, predicted, height, width),
     ]
     if config.weights == "by_modality":
         # A position goes through its own modality's weights, as many as the others': nothing is multiplied twice.
@@ -80,19 +86,23 @@ def _time(name: str, dim: int) -> Part:
     return Part(name, SINUSOID_DIM * dim + dim * dim, 2 * dim, "image")
 
 
-def _linear(config: ModelConfig, channels: int, height: int, width: int) -> Iterator[Part]:
+def _linear(
+    config: ModelConfig, channels: int, predicted: int, height: int, width: int
+) -> Iterator[Part]:
     size, dim = config.patch_size, config.dim
-    patch_dim = channels * size**2
+    patch_dim, out_dim = channels * size**2, predicted * size**2
     patches = (height // size) * (width // size)
     yield Part("down.project", patch_dim * dim, dim, "image", patches)
     yield _time("down.time", patch_dim if config.time_embedding == "patch" else dim)
-    yield Part("up.project", dim * patch_dim, patch_dim, "image", patches)
+    yield Part("up.project", dim * out_dim, out_dim, "image", patches)
     if config.image_head == "adaln":
         yield _time("up.time", dim)
         yield Part("up.modulation", 2 * dim * dim, 2 * dim, "image")
 
 
-def _unet(config: ModelConfig, channels: int, height: int, width: int) -> Iterator[Part]:
+def _unet(
+    config: ModelConfig, channels: int, predicted: int, height: int, width: int
+) -> Iterator[Part]:
     unet = config.unet
     pixels = [(height >> level) * (width >> level) for level in range(len(unet.channels))]
     first, last = unet.channels[0], unet.channels[-1]
@@ -107,7 +117,7 @@ def _unet(config: ModelConfig, channels: int, height: int, width: int) -> Iterat
     yield Part("down.conv_in", 9 * channels * first, first, "image", pixels[0])
     yield Part("down.project", last * config.dim, config.dim + 2 * last, "image", pixels[-1])
     yield Part("up.project_in", config.dim * last, last, "image", pixels[-1])
-    yield Part("up.conv_out", 9 * first * channels, channels + 2 * first, "image", pixels[0])
+    yield Part("up.conv_out", 9 * first * predicted, predicted + 2 * first, "image", pixels[0])
 
 
 def _blocks(

@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from transfusion.diffusion.config import VarianceName
 from transfusion.model.adapters import DOWN, UP
 from transfusion.model.attention import Attend, plan_attention
 from transfusion.model.blocks import Block, rotation
@@ -42,6 +43,9 @@ class ModelOutput(NamedTuple):
     text_losses: Float[Tensor, "k r"] | None = None
     """Where they were asked for: then there are no logits."""
 
+    variance: Float[Tensor, "m c h w"] | None = None
+    """Where it is learned: how far up its range each element of a step lies, -1 to 1 (`diffusion.variance`)."""
+
 
 class TransfusionModel(nn.Module):
     """Embeddings, adapter, blocks, head. `forward` trains; the other methods are the pieces of sampling.
@@ -52,7 +56,14 @@ class TransfusionModel(nn.Module):
     lr_scales: Mapping[str, float] = MappingProxyType({})
     """Learning rates by parameter name, against the run's; 1 for those that are not named."""
 
-    def __init__(self, config: ModelConfig, *, vocab_size: int, latent_channels: int) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        vocab_size: int,
+        latent_channels: int,
+        variance: VarianceName = "fixed",
+    ) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
@@ -63,7 +74,8 @@ class TransfusionModel(nn.Module):
         self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
         own = config.weights == "by_modality"
         self.image_norm = nn.RMSNorm(config.dim, eps=config.norm_eps) if own else None
-        self.up = UP[config.adapter](config, latent_channels)
+        predicted = latent_channels * (1 if variance == "fixed" else 2)
+        self.up = UP[config.adapter](config, predicted)
         self.skip = NoisySkip(latent_channels) if config.noisy_skip == "gated" else None
         self.head = nn.Linear(config.dim, vocab_size, bias=False)
 
@@ -107,10 +119,13 @@ class TransfusionModel(nn.Module):
         rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])
         patches = rearrange(rows[places], "(m p) d -> m p d", p=batch.image_positions.shape[1])
         text = rows[batch.text_rows]
+        predicted = self.decode_images(patches, batch.timesteps, encoded)
+        epsilon, *variance = predicted.split(self.latent_channels, dim=1)
         return ModelOutput(
             logits=self.logits(text) if text_losses is None else text.new_zeros(0, self.vocab_size),
-            epsilon=self.decode_images(patches, batch.timesteps, encoded),
+            epsilon=epsilon,
             text_losses=None if text_losses is None else text_losses(text, self.logits),
+            variance=variance[0] if variance else None,
         )
 
     def embed_tokens(self, token_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
@@ -167,17 +182,23 @@ class TransfusionModel(nn.Module):
         hidden: Float[Tensor, "m p d"],
         timesteps: Int[Tensor, " m"],
         encoded: EncodedImages,
-    ) -> Float[Tensor, "m c h w"]:
+    ) -> Float[Tensor, "m c2 h w"]:
         """Predicted noise, in fp32, of patches that have been through the transformer.
 
         Args:
             encoded: Of the same step; its `for_branches` when the branches of guidance are stacked.
+
+        Returns:
+            The latent's channels, and behind them as many of the variance where it is learned.
         """
         if self.skip is None:
             return self.up(hidden, timesteps, encoded)
         noisy, *skips = encoded.skips
         output = self.up(hidden, timesteps, encoded._replace(skips=tuple(skips)))
-        return self.skip(output, noisy, timesteps)
+        # What is said of the variance is no noise, which the noisy latent is nearly.
+        epsilon, *variance = output.split(self.latent_channels, dim=1)
+        epsilon = self.skip(epsilon, noisy, timesteps)
+        return torch.cat([epsilon, *variance], dim=1) if variance else epsilon
 
     def logits(self, hidden: Float[Tensor, "r d"]) -> Float[Tensor, "r v"]:
         """Scores of the next token."""

@@ -106,7 +106,7 @@ class UNetDown(nn.Module):
 class UNetUp(nn.Module):
     """Vectors to noise: the way down in reverse, with its maps at hand."""
 
-    def __init__(self, config: ModelConfig, latent_channels: int) -> None:
+    def __init__(self, config: ModelConfig, out_channels: int) -> None:
         super().__init__()
         self.config = config
         unet = config.unet
@@ -123,7 +123,7 @@ class UNetUp(nn.Module):
             nn.Conv2d(narrow, 4 * wide, 1) for narrow, wide in pairwise(channels)
         )
         self.norm = _norm(channels[-1])
-        self.conv_out = _conv(channels[-1], latent_channels)
+        self.conv_out = _conv(channels[-1], out_channels)
 
     def forward(
         self,

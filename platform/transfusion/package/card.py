@@ -3,11 +3,14 @@
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from transfusion.diffusion.config import TargetName
+from transfusion.diffusion.config import TargetName, VarianceName
 from transfusion.package.format import PackageConfig
 
 _PREDICTED: Mapping[TargetName, str] = MappingProxyType(
     {"epsilon": "the noise", "v": "v", "flow": "the velocity of the flow"}
+)
+_VARIANCES: Mapping[VarianceName, str] = MappingProxyType(
+    {"fixed": "", "learned_range": " and its variance"}
 )
 
 _OF_LATENTS = (
@@ -84,7 +87,7 @@ def _drawing(config: PackageConfig) -> list[str]:
         ]
     return [
         f"| noise | {config.schedule}, {config.num_timesteps} timesteps, "
-        f"predicts {_PREDICTED[config.target]} |",
+        f"predicts {_PREDICTED[config.target]}{_VARIANCES[config.variance]} |",
         f"| sampled by | {sampling.solver}, {sampling.num_inference_steps} steps, "
         f"guidance {sampling.guidance_scale:g} |",
     ]

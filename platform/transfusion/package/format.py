@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from transfusion.config import Config, validate
-from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName
+from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName, VarianceName
 from transfusion.errors import ArtifactError
 from transfusion.model.config import ModelConfig
 from transfusion.package.config import SamplingDefaults, check_solver
@@ -74,6 +74,7 @@ class PackageConfig(Config):
     # Left out where they are the default: packages then read as they always did.
     target: TargetName = Field("epsilon", exclude_if=lambda target: target == "epsilon")
     timestep_shift: float = Field(1.0, exclude_if=lambda shift: shift == 1)
+    variance: VarianceName = Field("fixed", exclude_if=lambda variance: variance == "fixed")
     sampling: SamplingDefaults
     lineage: list[LineageEntry] = []
     """Nearest first."""
@@ -101,6 +102,7 @@ class PackageConfig(Config):
             num_timesteps=self.num_timesteps,
             target=self.target,
             timestep_shift=self.timestep_shift,
+            variance=self.variance,
         )
 
     @property

@@ -93,6 +93,7 @@ def _load_model(
             config.model,
             vocab_size=config.special.vocab_size,
             latent_channels=config.latent_channels,
+            variance=config.variance,
         )
     try:
         state = load_file(place, device=str(device))

@@ -83,6 +83,7 @@ def describe(
         num_timesteps=objective.num_timesteps,
         target=objective.target,
         timestep_shift=objective.timestep_shift,
+        variance=objective.variance,
         sampling=config.sampling,
         lineage=lineage(inputs.values()),
         files={},

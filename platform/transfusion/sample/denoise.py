@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from transfusion.diffusion.guidance import guide, guide_edit
-from transfusion.diffusion.solvers import make_solver
+from transfusion.diffusion.solvers import make_solver, solver_input
 from transfusion.model.cache import CacheStep, KeyValueCache
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.format import PackageConfig
@@ -104,7 +104,7 @@ def draw_images(
     # Solvers multiply by tables that they keep in the dtype of the betas: the state stays fp32.
     state = draw_noise(generators, config.latent_shape).to(device)
     noise = {"generator": list(generators)} if params.solver in ("ddpm",) else {}
-    for timestep in solver.timesteps:
+    for index, timestep in enumerate(solver.timesteps):
         if watch is not None:
             watch()
         times = torch.full((num_images,), round(float(timestep)), device=device)
@@ -112,7 +112,8 @@ def draw_images(
         hidden = model.transform(
             encoded.patches, position_ids=position_ids, attention=attention, images=every
         )
-        prediction = model.decode_images(hidden, times.repeat(branches), encoded).float()
+        decoded = model.decode_images(hidden, times.repeat(branches), encoded).float()
+        prediction, variance = decoded[:, : state.shape[1]], decoded[:, state.shape[1] :]
         if guided:
             # Any target is linear in the noise, given x_t: to guide it is to guide the noise.
             full, *of_image, of_nothing = prediction.chunk(branches)
@@ -126,7 +127,14 @@ def draw_images(
                     text_scale=params.guidance_scale,
                     image_scale=params.image_guidance_scale,
                 )
-        state = solver.step(prediction, timestep, state, **noise).prev_sample
+        # Guided or not, the variance is the conditional branch's: so in GLIDE's sampler, DiT's and MonoFormer's.
+        given = solver_input(
+            params.solver,
+            prediction,
+            variance[:num_images],
+            is_last=index + 1 == len(solver.timesteps),
+        )
+        state = solver.step(given, timestep, state, **noise).prev_sample
     return state
 
 

@@ -57,6 +57,7 @@ class Painter:
             num_timesteps=config.objective.num_timesteps,
             target=config.objective.target,
             timestep_shift=config.objective.timestep_shift,
+            variance=config.objective.variance,
             sampling=SAMPLING,
             files={},
         )
@@ -69,6 +70,7 @@ class Painter:
                 config.model,
                 vocab_size=config.special.vocab_size,
                 latent_channels=config.latent_channels,
+                variance=config.variance,
             )
         model.load_state_dict(dict(weights), assign=True)
         requests = [

@@ -30,7 +30,10 @@ def make_sharded(
     def new(on: str) -> TransfusionModel:
         with torch.device(on):
             return TransfusionModel(
-                config.model, vocab_size=special.vocab_size, latent_channels=latent_channels
+                config.model,
+                vocab_size=special.vocab_size,
+                latent_channels=latent_channels,
+                variance=config.objective.variance,
             )
 
     model = new("meta")

@@ -121,6 +121,7 @@ class TransformerTrainee:
                 global_image_count=counts["images"],
                 diffusion_weight=self.config.objective.diffusion_weight,
                 lm_weight=self.config.objective.lm_weight,
+                bound_weight=self.config.objective.bound_weight,
             )
             watch.mark("backward")
             # FSDP takes the mean over ranks; the shares are to add up.
@@ -154,6 +155,8 @@ class TransformerTrainee:
         if not count:
             return {}
         total = {"lm": 0.0, "diffusion": 0.0, "text_tokens": 0.0, "images": 0.0}
+        if self._noising.variance is not None:
+            total["bound"] = 0.0
         with torch.no_grad():
             for index in lanes_of(dist.get_rank(), world_size=dist.get_world_size(), lanes=count):
                 # A rank that has none left runs the first again, unweighted: forwards are collectives.
@@ -164,6 +167,8 @@ class TransformerTrainee:
                     total["diffusion"] += sums.diffusion_sum.item()
                     total["text_tokens"] += sums.lm_count.item()
                     total["images"] += sums.image_count.item()
+                    if sums.bound_sum is not None:
+                        total["bound"] += sums.bound_sum.item()
         everyone = all_sum(total, device=self._device)
         return self._losses(everyone, everyone)
 
@@ -225,6 +230,8 @@ class TransformerTrainee:
         if tally is not None:
             num_timesteps = self.config.objective.num_timesteps
             tally.add(lm=sums.lm_sum, diffusion=sums.diffusion_sum)
+            if sums.bound_sum is not None:
+                tally.add(bound=sums.bound_sum)
             tally.add(**level_sums(sums, there, num_timesteps=num_timesteps))
             tally.add(**self._sizes.sums(there))
         return sums
@@ -237,11 +244,16 @@ class TransformerTrainee:
             Work.of(batch),
             vocab_size=self._special.vocab_size,
             latent_shape=(channels, height, width),
+            variance=self.config.objective.variance,
         )
 
     def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
         lm = sums["lm"] / max(counts["text_tokens"], 1.0)
         diffusion = sums["diffusion"] / max(counts["images"], 1.0)
         objective = self.config.objective
+        losses = {"lm_loss": lm, "diffusion_loss": diffusion}
+        if "bound" in sums:
+            losses["variance_bound"] = sums["bound"] / max(counts["images"], 1.0)
+            diffusion += objective.bound_weight * losses["variance_bound"]
         total = objective.lm_weight * lm + objective.diffusion_weight * diffusion
-        return {"loss": total, "lm_loss": lm, "diffusion_loss": diffusion}
+        return {"loss": total, **losses}
