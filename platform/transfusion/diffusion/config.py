@@ -69,7 +69,7 @@ class ObjectiveConfig(NoiseConfig):
 
     vlb_weight: float = Field(default=0.001, ge=0)
     """Of `learned_range`: what the variational bound, in bits an element over all timesteps, counts against the
-    squared error. It teaches the variance alone."""
+    squared error. It teaches the variance alone, and `loss_weighting` is not of it."""
 
     z_loss_weight: float = Field(default=0.0, ge=0)
     """Of the squared logarithm of the softmax's denominator, which keeps it near 1; 1e-5 in Chameleon."""

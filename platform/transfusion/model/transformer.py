@@ -56,6 +56,9 @@ class TransfusionModel(nn.Module):
     lr_scales: Mapping[str, float] = MappingProxyType({})
     """Learning rates by parameter name, against the run's; 1 for those that are not named."""
 
+    decay_scales: Mapping[str, float] = MappingProxyType({})
+    """The same of the weight decay, which an update multiplies by the rate."""
+
     def __init__(
         self,
         config: ModelConfig,

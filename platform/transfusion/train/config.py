@@ -1,11 +1,15 @@
 """Config of training the transformer."""
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from transfusion.config import Location
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.model.config import ModelConfig
 from transfusion.train.loop_config import LoopConfig
+
+LrRule = Literal["none", "mup"]
 
 
 class TrainConfig(LoopConfig):
@@ -26,6 +30,13 @@ class TrainConfig(LoopConfig):
     lr_scale_pretrained: float = Field(1.0, ge=0)
     """Learning rate of what was loaded against that of what was drawn; 0 keeps it as it was."""
 
+    lr_rule: LrRule = "none"
+    """How rates follow the width: not at all, or as `mup` has it, where the best `lr` at `base_width` is to be the
+    best at every width. Widen by more heads of the same width."""
+
+    base_width: int | None = Field(None, ge=1)
+    """Of `mup`: the `model.dim` that `lr` was found at, and at which nothing is scaled."""
+
     frozen_text: bool = False
     """Text's weights stay as they were loaded, and patches' own are trained beside them (LMFusion): nothing that
     is said of text alone changes. Rows of the vocabulary that were drawn anew are frozen too: a model that had no
@@ -41,3 +52,12 @@ class TrainConfig(LoopConfig):
     repeat_first_step: bool = False
     """Every step trains on the first batch of the plan, with the same noise and timesteps. Its loss must come near
     zero: the first thing to try when a run learns nothing. Nothing is validated."""
+
+    @model_validator(mode="after")
+    def _width_is_known(self) -> "TrainConfig":
+        if (self.lr_rule == "mup") != (self.base_width is not None):
+            raise ValueError(
+                "base_width and lr_rule 'mup' go together, the width that lr was found at and the rule that "
+                f"scales by it, got lr_rule {self.lr_rule!r} with base_width {self.base_width}"
+            )
+        return self

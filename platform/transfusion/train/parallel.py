@@ -96,7 +96,8 @@ def reshard(model: nn.Module) -> None:
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and convolutions are decayed; norms, biases and embeddings are not. What is frozen is in no group.
 
-    `model.lr_scales`, where it is set, holds rates by parameter name against the run's: `lr_scale` of a group.
+    `model.lr_scales`, where it is set, holds rates by parameter name against the run's: `lr_scale` of a group. So
+    does `model.decay_scales` of the decay.
     """
     embeddings = {
         id(parameter)
@@ -105,14 +106,17 @@ def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str,
         for parameter in module.parameters()
     }
     scales: Mapping[str, float] = getattr(model, "lr_scales", {})
-    alike: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    decays: Mapping[str, float] = getattr(model, "decay_scales", {})
+    alike: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            alike.setdefault((not matrix, scales.get(name, 1.0)), []).append(parameter)
+            key = (not matrix, scales.get(name, 1.0), decays.get(name, 1.0))
+            alike.setdefault(key, []).append(parameter)
     groups: list[dict[str, Any]] = []
-    for (undecayed, scale), parameters in sorted(alike.items(), key=lambda group: group[0]):
-        groups.append({"params": parameters, "weight_decay": 0.0 if undecayed else weight_decay})
+    for (undecayed, scale, decay), parameters in sorted(alike.items(), key=lambda group: group[0]):
+        decayed = 0.0 if undecayed else decay * weight_decay
+        groups.append({"params": parameters, "weight_decay": decayed})
         if scale != 1:
             groups[-1]["lr_scale"] = scale
     return groups

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from transfusion.model.transformer import TransfusionModel
 from transfusion.sequence.special import SpecialIds
 from transfusion.stage import TrainResources
+from transfusion.train import width
 from transfusion.train.blocks import checkpoint_blocks, compile_blocks
 from transfusion.train.config import TrainConfig
 from transfusion.train.parallel import AveragedWeights, data_mesh, fill, gather, shard
@@ -50,10 +51,18 @@ def make_sharded(
         # Drawn whole, on CPU, by one rank.
         whole = new("cpu")
         whole.init_weights(config.seed)
+        if config.base_width is not None:
+            width.narrow_ways_out(whole, base_width=config.base_width)
+    scales: dict[str, float] = {}
+    if config.base_width is not None:
+        scales = width.rates(config.model, base_width=config.base_width)
+        # What an update takes off a weight stays as it is at the base.
+        model.decay_scales = {name: 1 / scale for name, scale in scales.items()}
     if start is not None:
         loaded = begin_everywhere(whole, start, special=special)
         if config.lr_scale_pretrained != 1:
-            model.lr_scales = dict.fromkeys(loaded, config.lr_scale_pretrained)
+            scales |= {n: scales.get(n, 1.0) * config.lr_scale_pretrained for n in loaded}
+    model.lr_scales = scales
     fill(model, whole.state_dict() if whole is not None else {})
     return model
 
