@@ -1,0 +1,120 @@
+"""Commands on job files: what would run, run it, run it over arms and seeds, the keys it may have."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from transfusion.cli.options import JobPath, Overrides, Profile, Refresh, Until, list_again
+
+
+def plan(
+    job: JobPath,
+    overrides: Overrides = None,
+    until: Until = None,
+    profile: Profile = None,
+    refresh: Refresh = False,
+) -> None:
+    """What would run, what is there already, and why the rest is not. Starts nothing.
+
+    With a profile that gives rates and a price, also what it would cost.
+    """
+    from transfusion.runner.estimate import estimate, estimate_text
+    from transfusion.runner.profile import read_profile
+    from transfusion.runner.run import configure_logging
+    from transfusion.runner.show import plan_text
+    from transfusion.spec.job import read_job
+    from transfusion.spec.plan import plan_job
+    from transfusion.storage.store import open_store
+
+    if refresh:
+        list_again()
+    configure_logging()
+    checked = read_job(job, overrides or ())
+    resources = read_profile(profile)
+    store = open_store(checked.file.store)
+    planned = plan_job(checked, store, until=until)
+    typer.echo(plan_text(planned, store))
+    if profile is not None:
+        told = estimate_text(estimate(planned, store, resources), resources, where=str(profile))
+        typer.echo(told, nl=bool(told))
+
+
+def run(
+    job: JobPath,
+    overrides: Overrides = None,
+    until: Until = None,
+    profile: Profile = None,
+    refresh: Refresh = False,
+) -> None:
+    """Make what is not there yet. Running it again finishes what was interrupted."""
+    from transfusion.runner.cluster import stop_ray
+    from transfusion.runner.profile import read_profile
+    from transfusion.runner.run import configure_logging, run_job
+    from transfusion.runner.show import results_text
+    from transfusion.spec.job import read_job
+
+    if refresh:
+        list_again()
+    checked = read_job(job, overrides or ())
+    try:
+        results = run_job(
+            checked, resources=read_profile(profile), until=until, log=configure_logging()
+        )
+    finally:
+        stop_ray()
+    typer.echo(results_text(results, checked, job))
+
+
+def sweep(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="SWEEP", help="A file of arms and seeds: jobs/ablations/*.sweep.yaml."
+        ),
+    ],
+    overrides: Overrides = None,
+    profile: Profile = None,
+    show_only: Annotated[
+        bool, typer.Option("--show", help="The table of what is there; runs nothing.")
+    ] = False,
+    into: Annotated[
+        Path | None,
+        typer.Option(help="A Markdown file with the marks of this sweep, such as README.md."),
+    ] = None,
+) -> None:
+    """Run a job with every override and seed of a sweep, and tell which differences are shown.
+
+    What runs share is made once; running it again goes on where it was interrupted.
+
+    transfusion sweep jobs/ablations/attention.sweep.yaml --profile cluster/laptop.yaml
+    """
+    from transfusion.runner.cluster import stop_ray
+    from transfusion.runner.profile import read_profile
+    from transfusion.runner.run import configure_logging
+    from transfusion.runner.sweep import collect, run_sweep, sweep_text, write_into
+    from transfusion.spec.sweep import read_sweep
+
+    found = read_sweep(file, tuple(overrides or ()))
+    resources = read_profile(profile)
+    log = configure_logging()
+    if show_only:
+        result = collect(found)
+    else:
+        try:
+            result = run_sweep(found, resources=resources, log=log)
+        finally:
+            stop_ray()
+    typer.echo(sweep_text(result))
+    if into is not None:
+        write_into(into, result)
+    if result.failures:
+        raise typer.Exit(1)
+
+
+def schema() -> None:
+    """JSON Schema of a job file, for editors."""
+    from transfusion.spec.schema import job_schema
+
+    typer.echo(json.dumps(job_schema(), indent=2))
