@@ -212,9 +212,16 @@ def _training(run: FakeRun, folder: Path, steps: int) -> None:
             "grad_norm": 0.6 + 4 * math.exp(-at * 20) + abs(draw.gauss(0, 0.2)),
             "lr": 1e-3 * min(step / 80, 0.5 + 0.5 * math.cos(math.pi * at)),
         }  # fmt: skip
+        values |= _measured(at, diffusion, draw)
+        busy = draw.gauss(0, 0.004)
         timing = {
-            "step_s": 0.16, "data_s": 0.004, "compute_s": 0.141, "optimizer_s": 0.015,
+            "step_s": 0.16, "data_s": 0.004, "forward_s": 0.047 + busy, "backward_s": 0.094 - busy,
+            "optimizer_s": 0.015, "checkpoint_s": 0.4 if step % 100 == 1 < step else 0.0,
+            "validation_s": 0.7 if step % 100 == 1 < step else 0.0, "preview_s": 0.0,
+            "other_s": 0.002 + abs(draw.gauss(0, 0.0005)),
             "tokens_per_s": 21_500 + draw.gauss(0, 600), "images_per_s": 402 + draw.gauss(0, 12),
+            "tflops_per_s": 0.21 + draw.gauss(0, 0.004), "mfu": 0.43 + draw.gauss(0, 0.008),
+            "peak_memory_bytes": 1.6e9 + (2.4e8 if at > 0.1 else 0.0),
         }  # fmt: skip
         rows.append({"step": step, "kind": "train", "values": values, "timing": timing})
         if step % 100 == 0 or step == steps:
@@ -226,6 +233,21 @@ def _training(run: FakeRun, folder: Path, steps: int) -> None:
                files=run.folder("transfusion.train", folder), config={"steps": steps, "lr": 1e-3},
                metadata={"num_parameters": 2_412_880},
                timings={"tokens_per_s": 21_500.0, "images_per_s": 402.1})  # fmt: skip
+
+
+def _measured(at: float, diffusion: float, draw: random.Random) -> dict[str, float]:
+    """What the training stage measures beside its losses."""
+    found = {}
+    for level, part in enumerate((2.6, 0.9, 0.35, 0.15)):
+        found[f"images_t{level}"] = 16.0
+        found[f"diffusion_loss_t{level}"] = diffusion * part * math.exp(draw.gauss(0, 0.12))
+    for name, size in (
+        ("embeddings", 0.2), ("attention", 0.5), ("ffn", 0.7), ("adapter", 0.9), ("head", 0.3)
+    ):  # fmt: skip
+        found[f"grad_norm_{name}"] = size * (0.3 + 2 * math.exp(-at * 20)) * draw.uniform(0.8, 1.3)
+    found["stream_rms_text"] = 1.1 + 2.0 * at**0.5 + draw.gauss(0, 0.03)
+    found["stream_rms_image"] = 1.4 + 3.1 * at**0.5 + draw.gauss(0, 0.05)
+    return found
 
 
 def _evaluation(run: FakeRun, folder: Path, *, judged: bool) -> None:

@@ -70,9 +70,9 @@ def test_a_run_without_a_stage_has_a_dash_there(runs: list[Artifact]) -> None:
 def test_each_run_has_its_line_in_each_chart(runs: list[Artifact]) -> None:
     charts = comparison_charts([Run.of("one", [runs[0]]), Run.of("two", [runs[1]])])
     chart = next(chart for chart in charts if chart.title.startswith("train: "))
-    assert chart.legend == [("run0", "A"), ("run1", "B")]
-    assert 'class="line run0"' in chart.svg
-    assert 'class="line run1"' in chart.svg
+    assert chart.legend == [("c0", "A"), ("c1", "B")]
+    assert 'class="line c0"' in chart.svg
+    assert 'class="line c1"' in chart.svg
 
 
 def test_the_command_prints_and_writes_a_page(runs: list[Artifact], tmp_path: Path) -> None:

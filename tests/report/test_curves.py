@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from transfusion.report.charts import Line, line_chart, log_ticks, ticks
+from transfusion.report.axes import log_ticks, ticks
+from transfusion.report.charts import Line, line_chart
 from transfusion.report.curves import Point, read_metrics, smooth, thin
 from transfusion.report.formats import file_size, lasting, number
 from transfusion.report.pictures import Album, psnr_db

@@ -106,7 +106,9 @@ def test_what_comes_from_outside_is_escaped(page: str, tree: Tree) -> None:
         "97.7%", "images: colour right", "reconstructions 97%", "unigram model 3.020",
         "a red circle", "Text: loss per token", "two objects", "too many pixels 1", "image file is truncated",
         "data_pipelines.encode_images", "images/part-03.parquet", "0123456789ab", "2.41M parameters",
-        "padding 0.22%", "75.17%", "left as it was 22.1%, chance 20%", "make it cyan", "nearest: <script>",
+        "padding 0.22%", "75.17%", "left as it was 22.1%, chance 20%", "least noise",
+        "denoising loss by noise level", "Gradient norm by group", "Stream behind the last block", "MFU, %",
+        "Peak memory", "checkpoint 3.8 ms", "make it cyan", "nearest: <script>",
     ],
 )  # fmt: skip
 def test_the_page_tells_it(tree: Tree, told: str) -> None:

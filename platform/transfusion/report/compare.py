@@ -89,7 +89,7 @@ def comparison_charts(runs: Sequence[Run], *, max_points: int = 600) -> list[Cha
         curves = [_drawn(run.curves.get(stage)) for run in runs]
         for name in sorted(_names(curves), key=order_of_curves):
             lines = [
-                Line(name=LETTERS[i], role=cast(Role, f"run{i}"), curve=curve.get(name, []))
+                Line(name=LETTERS[i], role=cast(Role, f"c{i}"), curve=curve.get(name, []))
                 for i, curve in enumerate(curves)
             ]
             charts.append(draw_chart(name, lines, max_points, within=stage))

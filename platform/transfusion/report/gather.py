@@ -14,8 +14,9 @@ from transfusion.report.figures import (
     Chart,
     loss_charts,
     measured_charts,
-    rate_charts,
     read_run,
+    speed_charts,
+    step_parts,
 )
 from transfusion.report.findings import read_findings
 from transfusion.report.lineage import (
@@ -77,7 +78,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
         "charts": loss_charts(training, config.max_points)
         + measured_charts(training, config.max_points),
         "autoencoder_charts": _autoencoder_charts(inputs.get("autoencoder"), config.max_points),
-        "rate_charts": rate_charts(training, config.max_points),
+        "speed_charts": speed_charts(training, config.max_points),
         "told_steps": told_steps(training),
         "split": step_split(training),
         "data_share": data_share(training),
@@ -104,9 +105,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
 def step_split(metrics: Metrics) -> list[tuple[str, float]]:
     """Where a step's time goes: parts and their mean seconds, leaving out the whole."""
     return [
-        (name.removesuffix("_s"), mean(point.value for point in curve))
-        for name, curve in metrics.timing.items()
-        if name.endswith("_s") and not name.endswith("_per_s") and name != "step_s"
+        (name, mean(point.value for point in curve)) for name, curve in step_parts(metrics).items()
     ]
 
 
