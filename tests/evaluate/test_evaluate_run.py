@@ -1,6 +1,7 @@
 """The evaluate stage over a small pipeline: what it reads, what it scores, and that it is the same each time."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,15 @@ import transfusion.evaluate.judges as judges
 import transfusion.evaluate.run as body
 from tests.pipeline import commit, make, make_mixture
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.pixels import read_pixels
 from transfusion.artifacts.publish import publish_folder
 from transfusion.evaluate.captions import Described
 from transfusion.evaluate.config import EvaluateConfig
+from transfusion.evaluate.copies import HELD_OUT, NEAREST
 from transfusion.evaluate.held_out import held_out_images, text_documents
 from transfusion.evaluate.shapes.prompts import TASKS
 from transfusion.evaluate.shapes.words import read_caption
+from transfusion.evaluate.training_images import training_images
 from transfusion.ingest.reader import MixtureReader
 from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.transformer import TransfusionModel
@@ -102,6 +106,8 @@ def _weights(root: Path, config: ModelConfig, mixture: Artifact, *, vocabulary: 
 def evaluate(made: dict[str, Artifact], name: str = "store", **changed: Any) -> Artifact:
     root = Path(made["model"].store.uri)
     inputs = {role: made[role] for role in ("model", "mixture", "pixels")}
+    # A stage begins with an empty folder; here it is the one of the evaluation before.
+    shutil.rmtree(root.parent / f"{root.name}-scratch" / "evaluation", ignore_errors=True)
     return make(root, "transfusion.evaluate", QUICK | changed, inputs)
 
 
@@ -213,6 +219,70 @@ def test_scores_are_those_of_what_was_drawn(made: dict[str, Artifact], monkeypat
     samples = rows(evaluation, "samples.json")
     assert [row["correct"] for row in samples[:4]] == [False, True, False, True]
     assert "shows" in samples[0]["reason"]
+
+
+def test_a_drawing_that_copies_a_training_image_is_found_and_no_other(
+    made: dict[str, Artifact], monkeypatch
+) -> None:
+    mixture = made["mixture"]
+    groups = training_images(mixture, steps=6, max_images=1000)
+    trained = sorted(key for group in groups for key in group.keys)
+    pixels = {row.key: row.pixels for row in read_pixels(made["pixels"])}
+    planted = trained[len(trained) // 2]
+    rng = np.random.default_rng(0)
+
+    def draw(sampler, prompts, **_: Any) -> list[np.ndarray]:
+        noise = rng.integers(0, 256, (len(prompts) - 1, 32, 32, 3), np.uint8)
+        return [pixels[planted], *noise]
+
+    monkeypatch.setattr(judges, "draw_prompts", draw)
+    evaluation = evaluate(made, seed=11, num_nearest=1000)
+    found, yardstick = (rows(evaluation, name) for name in (NEAREST, HELD_OUT))
+    samples = rows(evaluation, "samples.json")
+    assert [row["of"] for row in found] == [row["file"] for row in samples]
+    first = found[0]
+    assert (first["source"], first["key"], first["image_index"]) == ("pairs", planted, 0)
+    # The latent of the mixture is its encoding, rounded to fp16.
+    assert first["distance"] < 2e-3
+    assert [row["copy"] for row in found] == [True] + [False] * (len(found) - 1)
+    held_out = held_out_images(mixture, limit=1000)
+    assert [row["of"] for row in yardstick] == [image.key for image in held_out]
+    assert len(yardstick) >= 3
+    assert {row["key"] for row in found + yardstick} <= set(trained)
+    assert not {image.key for image in held_out} & set(trained)
+    metrics = evaluation.manifest.content.metrics
+    assert metrics["nearest.images"] == len(trained)
+    assert metrics["nearest.copies"] == 1 / len(found)
+    distances, usual = ([row["distance"] for row in part] for part in (found, yardstick))
+    assert metrics["nearest.distance_median"] == np.median(distances)
+    assert metrics["nearest.held_out_distance_median"] == np.median(usual)
+    assert found[1]["ratio"] == found[1]["distance"] / np.median(usual)
+    assert metrics["nearest.distance_ratio"] == np.median(distances) / np.median(usual)
+    for row in found:
+        assert evaluation.read(row["file"]).startswith(b"\x89PNG")
+
+
+def test_nearest_images_change_nothing_else_and_are_not_looked_for_unasked(
+    made: dict[str, Artifact],
+) -> None:
+    without, asked = evaluate(made), evaluate(made, num_nearest=5)
+    names = {file.name for file in without.manifest.content.files}
+    assert not any("nearest" in name for name in names)
+    there = {file.name: file.sha256 for file in asked.manifest.content.files}
+    for file in without.manifest.content.files:
+        if file.name != "metrics.json":
+            assert there[file.name] == file.sha256
+    metrics = asked.manifest.content.metrics
+    assert {name for name in metrics if name.startswith("nearest")} == {
+        "nearest.images",
+        "nearest.copies",
+        "nearest.distance_median",
+        "nearest.held_out_distance_median",
+        "nearest.distance_ratio",
+    }
+    rest = {name: value for name, value in metrics.items() if not name.startswith("nearest")}
+    assert rest == without.manifest.content.metrics
+    assert EvaluateConfig(seed=0, num_nearest=0).identity() == EvaluateConfig(seed=0).identity()
 
 
 def test_images_that_no_detector_knows_are_drawn_and_not_judged(

@@ -95,8 +95,10 @@ class FakeRun:
         return store_table(self.store, f"{uses}/pool/data", name, table)
 
 
-def make_run(store: Store, scratch: Path, *, judged: bool = True, steps: int = 1250) -> FakeRun:
-    """A whole run; `judged` is False for real images, which nothing scores."""
+def make_run(
+    store: Store, scratch: Path, *, judged: bool = True, nearest: bool = False, steps: int = 1250
+) -> FakeRun:
+    """A whole run; `judged` is False for real images, which nothing scores; `nearest` has training images too."""
     run = FakeRun(store)
     for name, uses, count in (
         ("images", "data_pipelines.sources.image_folder", 6),
@@ -161,7 +163,7 @@ def make_run(store: Store, scratch: Path, *, judged: bool = True, steps: int = 1
     run.commit("export", "transfusion.package", "model", seconds=0.8,
                inputs={"run": "train", "tokenizer": "tokenizer", "autoencoder": "autoencoder",
                        "mixture": "mixture"})  # fmt: skip
-    _evaluation(run, scratch / "evaluation", judged=judged)
+    _evaluation(run, scratch / "evaluation", judged=judged, nearest=nearest)
     return run
 
 
@@ -250,7 +252,7 @@ def _measured(at: float, diffusion: float, draw: random.Random) -> dict[str, flo
     return found
 
 
-def _evaluation(run: FakeRun, folder: Path, *, judged: bool) -> None:
+def _evaluation(run: FakeRun, folder: Path, *, judged: bool, nearest: bool) -> None:
     (folder / "samples").mkdir(parents=True)
     draw, samples, captions, pairs = random.Random(1), [], [], []
 
@@ -295,10 +297,25 @@ def _evaluation(run: FakeRun, folder: Path, *, judged: bool) -> None:
                 for kind in ("source", "made", "true")}}
             for i, color in enumerate(COLORS)
         ]  # fmt: skip
+    if nearest:
+        drawings = [sample["file"] for sample in samples]
+        made = [*drawings, *(edit["made"] for edit in found.get("edits", []))]
+        found["nearest"] = [
+            {"of": of, "file": save(f"near-{i:04}.png", drawn("red", "circle", softness=0.4)),
+             "source": "pairs", "key": HOSTILE if i == 2 else f"train-{i}", "image_index": i % 2,
+             "distance": 0.62 * ratio, "ratio": ratio, "copy": ratio < 0.3}
+            for i, of in enumerate(made)
+            for ratio in [draw.uniform(0.2, 1.4)]
+        ]  # fmt: skip
     for name, rows in found.items():
         (folder / f"{name}.json").write_text(json.dumps(rows))
     metrics = {"text.bits_per_byte": 2.31, "text.unigram_bits_per_byte": 3.02,
                "autoencoder.psnr_db": 32.8}  # fmt: skip
+    if nearest:
+        metrics |= {
+            "nearest.images": 18_960.0, "nearest.copies": 0.083, "nearest.distance_median": 0.489,
+            "nearest.held_out_distance_median": 0.62, "nearest.distance_ratio": 0.789,
+        }  # fmt: skip
     if judged:
         metrics |= {
             "single_object.accuracy": 0.82, "single_object.color_accuracy": 0.977,

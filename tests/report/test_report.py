@@ -158,6 +158,27 @@ def test_without_verdicts_the_samples_are_shown_unjudged(tmp_path: Path) -> None
     assert "images: colour right" not in page
 
 
+def test_the_nearest_training_image_is_beside_each_sample_and_edit(tmp_path: Path) -> None:
+    made = make_run(
+        open_store(str(tmp_path / "store")), tmp_path / "scratch", nearest=True, steps=5
+    )
+    config = ReportConfig(max_images=90)
+    tree = Tree(report(made, tmp_path / "report", config)[1])
+    samples = [one for one in tree.all("figure") if one["class"].startswith("sample pair ")]
+    edits = [one for one in tree.all("figure") if one["class"].startswith("sample edit")]
+    beside = [one for one in tree.all("img") if one["alt"] == "nearest training image"]
+    assert len(beside) == len(samples) + len(edits) > 20
+    assert len(tree.all("img")) <= 90
+    rows = json.loads(made.made["evaluate"].read("nearest.json"))
+    first = rows[0]
+    assert f"{first['ratio']:.2f}\u00d7 pairs/{first['key']}" in tree.text
+    assert "pairs/train-1, image 2" in tree.text
+    flagged = [one for one in tree.all("small") if one.get("class") == "copy"]
+    assert 0 < len(flagged) < len(beside)
+    assert "8.3%" in tree.text
+    assert "drawings that copy a training image" in tree.text
+
+
 def test_an_evaluation_of_numbers_alone_and_a_run_without_metrics_make_a_page(
     tmp_path: Path,
 ) -> None:

@@ -55,6 +55,13 @@ class EvaluateConfig(ImageSampling):
     num_paired: int = Field(0, ge=0)
     """Held-out images whose losses are measured at fixed timesteps with fixed noise, to compare runs by."""
 
+    num_nearest: int = Field(0, ge=0)
+    """Held-out images, and as many edits, by which the distance of each drawing to the nearest training image is
+    judged; 0 looks for no nearest images."""
+
+    nearest_max_images: int = Field(1_000_000, ge=1)
+    """Training images that are looked at; where there are more, so many of them, evenly spaced over all shards."""
+
     num_text_documents: int = Field(64, ge=0)
     """Held-out documents read for bits per byte; the first tokens of each."""
 

@@ -27,6 +27,9 @@ from transfusion.sample.rows import Request
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 
+EDITS = "edits.json"
+"""A row a held-out edit."""
+
 
 def judge_edits(evaluation: Evaluation, edits: Sequence[Edit]) -> None:
     """Draws every edit; those whose image has several are judged.
@@ -59,7 +62,7 @@ def judge_edits(evaluation: Evaluation, edits: Sequence[Edit]) -> None:
         if nearest is not None:
             record |= {"correct": nearest == number, "nearest": asked[nearest]}
         records.append(record)
-    evaluation.write("edits.json", records)
+    evaluation.write(EDITS, records)
     judged = [i for i, nearest in enumerate(verdicts) if nearest is not None]
     metrics = {
         "edits.psnr_db": mean_psnr_db(afters, made),

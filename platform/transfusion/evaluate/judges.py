@@ -25,6 +25,9 @@ from transfusion.evaluate.text import HeldOutText, Unigram, bits_per_byte
 from transfusion.evaluate.world import Asked, Judgement, World
 from transfusion.sample.sampler import Sampler
 
+SAMPLES = "samples.json"
+"""A row a drawing."""
+
 
 @dataclass(kw_only=True)
 class Evaluation:
@@ -43,9 +46,12 @@ class Evaluation:
     log: logging.Logger
     metrics: dict[str, float] = field(default_factory=dict)
     timings: dict[str, float] = field(default_factory=dict)
+    written: dict[str, Any] = field(default_factory=dict)
+    """What the JSON files hold, by name."""
 
     def write(self, name: str, value: Any) -> None:
         """Writes a JSON file beside the pictures."""
+        self.written[name] = value
         text = json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True)
         (self.folder / name).write_text(text + "\n", encoding="utf-8")
 
@@ -79,7 +85,7 @@ def judge_drawings(evaluation: Evaluation, prompts: Sequence[Asked] | Sequence[s
     ]
     if evaluation.world is not None:
         _judged(evaluation, records, evaluation.world.judge_drawings(prompts, pictures))
-    evaluation.write("samples.json", records)
+    evaluation.write(SAMPLES, records)
 
 
 def judge_captions(evaluation: Evaluation, images: Sequence[CaptionedImage]) -> None:

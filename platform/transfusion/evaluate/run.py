@@ -13,6 +13,7 @@ from transfusion.artifacts.pixels import read_pixels
 from transfusion.artifacts.publish import publish_folder
 from transfusion.evaluate.batches import one_thread_each
 from transfusion.evaluate.config import EvaluateConfig
+from transfusion.evaluate.copies import judge_copies
 from transfusion.evaluate.edits import judge_edits
 from transfusion.evaluate.held_out import (
     CaptionedImage,
@@ -51,6 +52,7 @@ HEADLINES = (
     "textures.hue_error_deg",
     "textures.direction_error_deg",
     "edits.accuracy",
+    "nearest.copies",
     "autoencoder.psnr_db",
     "text.bits_per_byte",
     "text.unigram_bits_per_byte",
@@ -79,7 +81,9 @@ def _run(
     rows = (
         held_out_pixels_first(read_pixels(inputs["pixels"]), mixture) if "pixels" in inputs else []
     )
-    wanted = max(config.num_captions, config.num_caption_prompts, config.num_paired)
+    wanted = max(
+        config.num_captions, config.num_caption_prompts, config.num_paired, config.num_nearest
+    )
     images = held_out_images(mixture, limit=wanted)
     sources = {entry.uses for entry in package.config.lineage}
     world = next((world for uses, world in WORLDS.items() if uses in sources), None)
@@ -104,6 +108,10 @@ def _run(
         judge_drawings(evaluation, prompts)
         judge_captions(evaluation, images[: config.num_captions])
         judge_edits(evaluation, edits)
+    if config.num_nearest:
+        judge_copies(
+            evaluation, images=images[: config.num_nearest], edits=edits[: config.num_nearest]
+        )
     judge_autoencoder(evaluation)
     judge_text(evaluation)
     with evaluation.timed("validation"):

@@ -57,6 +57,7 @@ HEADLINES = (
         "edits: nearest to what was asked",
         beside=(("edits.unchanged_accuracy", "left as it was"), ("edits.chance", "chance")),
     ),
+    _Headline("nearest.copies", "drawings that copy a training image"),
     _Headline(
         "text.bits_per_byte",
         "held-out text, bits per byte",
