@@ -35,7 +35,7 @@ def evaluation(tmp_path: Path) -> Evaluation:
         sampler=Sampler(load_package(tiny_package(tmp_path / "model"))),
         mixture=mix(tmp_path / "store", {"pairs": [pair("p")]}),
         pixels=[],
-        drawn_world=False,
+        world=None,
         folder=tmp_path,
         workers=ThreadPoolExecutor(1),
         advance=lambda count: None,
