@@ -111,10 +111,15 @@ def test_faults_of_all_arms_are_told_at_once(tmp_path: Path) -> None:
         read_sweep(write(tmp_path / "a", measures={"nowhere.score": "lower"}))
 
 
-def test_a_measure_that_is_no_metric_is_named(tmp_path: Path) -> None:
+def test_a_measure_that_is_no_metric_is_named_after_the_first_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    monkeypatch.setattr(sweeps, "run_job", lambda job, **_: made.append(fake_run(job)))
     sweep = read_sweep(write(tmp_path / "a", measures={"images.scare": "higher"}))
     with pytest.raises(SpecError, match="has no such metric; it has score"):
         sweeps.run_sweep(sweep, resources=Resources(), log=LOG)
+    assert len(made) == 1
 
 
 def test_a_difference_is_shown_where_seeds_agree_and_the_gap_is_twice_the_range() -> None:

@@ -56,6 +56,9 @@ def run_sweep(sweep: Sweep, *, resources: Resources, log: logging.Logger) -> Swe
         except TransfusionError as error:
             failures[name] = str(error)
             log.error(f"{name}: {error}")
+        if not number:
+            # A measure that no run has is told now, not when all of them are made.
+            collect(sweep)
     return collect(sweep, failures)
 
 
