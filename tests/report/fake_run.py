@@ -216,6 +216,8 @@ def _training(run: FakeRun, folder: Path, steps: int) -> None:
         }  # fmt: skip
         values |= _measured(at, diffusion, draw)
         busy = draw.gauss(0, 0.004)
+        if step == 700:
+            values |= {"spike": 1.0, "rewound_steps": 120.0}
         timing = {
             "step_s": 0.16, "data_s": 0.004, "forward_s": 0.047 + busy, "backward_s": 0.094 - busy,
             "optimizer_s": 0.015, "checkpoint_s": 0.4 if step % 100 == 1 < step else 0.0,

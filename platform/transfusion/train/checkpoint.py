@@ -137,9 +137,9 @@ class Checkpoints:
                     metrics=metrics,
                     skipped=list(skipped),
                     spikes=spikes or SpikeMemory(),
-                ),
-                needed_from=needed_from,
+                )
             )
+            self._retain(needed_from)
         return metrics
 
     def newest(self, among: Collection[int] | None = None) -> CheckpointRecord | None:
@@ -183,7 +183,7 @@ class Checkpoints:
     def _record_path(self, step: int) -> str:
         return f"{self._folder}/step-{step:06d}.json"
 
-    def _commit(self, record: CheckpointRecord, *, needed_from: int | None) -> None:
+    def _commit(self, record: CheckpointRecord) -> None:
         faults = self._faults(record, read=False)
         if faults:
             raise ArtifactError(
@@ -194,8 +194,6 @@ class Checkpoints:
             # Another driver was first: its checkpoint is as good, and ours is only space.
             log.info("step %d has a checkpoint already; this one is dropped", record.step)
             self._drop_files(record)
-            return
-        self._retain(needed_from)
 
     def _retain(self, needed_from: int | None) -> None:
         """Deletes what is beyond the newest ones: the record first, so that none is ever half there.
