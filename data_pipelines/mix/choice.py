@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, UInt64
+from jaxtyping import Bool, Int32, UInt64
 
 from data_pipelines.mix.candidates import Candidates
 from data_pipelines.mix.conditions import Filter
@@ -28,7 +28,12 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.mixture import MAX_START
 from transfusion.artifacts.shards import REJECTS_SCHEMA
-from transfusion.ingest.index import ShardIndex, perceptual_hashes, read_shard_index
+from transfusion.ingest.index import (
+    ShardIndex,
+    perceptual_hashes,
+    read_shard_index,
+    text_behind_images,
+)
 from transfusion.sequence.held_out import held_out
 from transfusion.storage.store import Store
 
@@ -88,6 +93,11 @@ class ShardChoice:
         config = self._config
         length = 2 + index.text_tokens.astype(np.int64)
         length += index.images * np.int64(self._num_patches + 2)
+        copied = self._copied(source, index)
+        length += np.where(index.is_pair, 0, copied) * np.int64(self._num_patches)
+        may_be = length.copy()
+        if config.caption_first < 1:
+            may_be += np.where(index.is_pair, copied, 0) * np.int64(self._num_patches)
         left = np.ones(len(length), bool)
         filtered: Counter[str] = Counter()
         listed, found = self._takedown.find(name, index.keys)
@@ -96,8 +106,8 @@ class ShardChoice:
             left &= ~leaves
         whole = index.is_pair | (name in self._whole)
         longest = np.where(whole, config.sequence_length, MAX_START - 1)
-        too_long = left & (length > longest)
-        rejects = _rejects(name, index, length, longest, too_long)
+        too_long = left & (may_be > longest)
+        rejects = _rejects(name, index, may_be, longest, too_long)
         left &= ~too_long
         fraction = source.held_out_fraction
         fraction = config.held_out_fraction if fraction is None else fraction
@@ -112,7 +122,7 @@ class ShardChoice:
         return Candidates(
             first_shard=shard,
             num_shards=1,
-            documents=self._documents(index, shard, length, bits, left),
+            documents=self._documents(source, index, shard, length, copied, bits, left),
             is_held_out=held_out(index.content, fraction)[left],
             held_out_number=held_out_numbers(index)[left],
             later_images=later_images,
@@ -140,9 +150,11 @@ class ShardChoice:
 
     def _documents(
         self,
+        source: MixSource,
         index: ShardIndex,
         shard: int,
         length: np.ndarray,
+        copied: Int32[np.ndarray, " d"],
         bits: np.ndarray,
         left: Bool[np.ndarray, " d"],
     ) -> Documents:
@@ -155,6 +167,7 @@ class ShardChoice:
             closes=np.ones(len(rows), bool),
             text_tokens=index.text_tokens[rows],
             images=index.images[rows],
+            copied=copied[rows],
             is_pair=index.is_pair[rows],
             identity=index.identity[rows],
             phases=bits[rows],
@@ -162,24 +175,37 @@ class ShardChoice:
         long = (whole.images > 0) & (whole.length > self._config.sequence_length)
         if not long.any():
             return whole
+        layouts = index.tokens["layout"]
         pieces = [
             split(
-                index.tokens["layout"][row].as_py(),
+                layouts[row].as_py(),
                 index.tokens["lengths"][row].as_py(),
                 image_length=self._num_patches + 2,
                 longest=self._config.sequence_length,
+                twin_length=self._num_patches if self._config.layout.clean_copies else 0,
+                num_conditions=num_images - 1 if source.conditions != "none" else 0,
             )
-            for row in whole.row[long].tolist()
+            for row, num_images in zip(
+                whole.row[long].tolist(), whole.images[long].tolist(), strict=True
+            )
         ]
         counts = np.ones(len(rows), np.int64)
         counts[long] = [len(found) for found in pieces]
         repeated = {name: np.repeat(column, counts) for name, column in vars(whole).items()}
         at = np.repeat(long, counts)
         columns = zip(*itertools.chain(*pieces), strict=True)
-        names = ("start", "length", "text_tokens", "images", "closes")
+        names = ("start", "length", "text_tokens", "images", "copied", "closes")
         for name, values in zip(names, columns, strict=True):
             repeated[name][at] = values
         return Documents(**repeated)
+
+    def _copied(self, source: MixSource, index: ShardIndex) -> Int32[np.ndarray, " d"]:
+        """Images of which a later segment sees a clean copy; of a pair, if its image comes first."""
+        if not self._config.layout.clean_copies:
+            return np.zeros_like(index.images)
+        behind = np.where(index.is_pair, index.text_tokens, text_behind_images(index.tokens)) > 0
+        others = 0 if source.conditions != "none" else index.images - 1
+        return np.where(index.images > 0, others + behind, 0).astype(np.int32)
 
     def _first_hashes(
         self, index: ShardIndex

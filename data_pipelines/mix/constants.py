@@ -80,6 +80,10 @@ def constants_of_inputs(config: MixConfig, inputs: Mapping[str, Artifact]) -> Co
         raise ArtifactError(
             f"layout.patch_size is {patch}, and images are tokens, one for each code; set it to 1"
         )
+    if num_codes and config.layout.clean_copies:
+        raise ArtifactError(
+            "layout.clean_copies: images are tokens here, and no token has noise; leave it out"
+        )
     return Constants(num_pieces=num_pieces, num_codes=num_codes, latent=latent)
 
 

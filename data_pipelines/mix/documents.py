@@ -1,6 +1,6 @@
 """The documents of a mixture as columns of numbers: who takes part, and how long each is.
 
-About 35 bytes a document, and twice as many while the shards are joined: a plan of ten million peaks at 1.6 GB.
+About 40 bytes a document, and twice as many while the shards are joined: a plan of ten million peaks at 1.6 GB.
 Axes: d = pieces of documents, nearly all of them whole.
 """
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int32, Int64, UInt16, UInt64
 
-from transfusion.sequence.order import Stream
+from transfusion.sequence.order import PairOrder, Stream, Twins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,13 @@ class Documents:
     start: Int32[np.ndarray, " d"]
     """First position of the document in this piece: 0 in the first, and only there."""
     length: Int32[np.ndarray, " d"]
+    """Positions that it takes; of a pair those with the caption first."""
     closes: Bool[np.ndarray, " d"]
     """Its last position is EOS."""
     text_tokens: Int32[np.ndarray, " d"]
     images: Int32[np.ndarray, " d"]
+    copied: Int32[np.ndarray, " d"]
+    """Images that have a noised twin behind it; of a pair those that have one if its image comes first."""
     is_pair: Bool[np.ndarray, " d"]
     identity: UInt64[np.ndarray, " d"]
     phases: UInt16[np.ndarray, " d"]
@@ -32,11 +35,6 @@ class Documents:
 
     def __len__(self) -> int:
         return len(self.length)
-
-    @property
-    def positions(self) -> int:
-        """Of all pieces."""
-        return int(self.length.sum(dtype=np.int64))
 
     @property
     def num_documents(self) -> int:
@@ -62,23 +60,41 @@ class Documents:
         )
 
     def stream(
-        self, *, weight: float, source: int, num_patches: int, whole: bool = False
+        self,
+        *,
+        weight: float,
+        source: int,
+        num_patches: int,
+        order: PairOrder,
+        whole: bool = False,
     ) -> Stream:
         """What the packer sees of them.
 
         Args:
+            order: Of the pairs.
             whole: Not even text is cut, for images may be among its tokens.
         """
+        images, twins = self.images, None
         # A piece has a target at every position but the last, at BOI and at a patch.
         targets = self.length - 1 - self.images * (num_patches + 1)
+        if self.copied.any():
+            always = np.where(self.is_pair, 0, self.copied).astype(np.int32)
+            images, targets = images + always, targets - always * num_patches
+            twins = Twins(
+                order=order,
+                identity=self.identity,
+                copied=self.is_pair & (self.copied > 0),
+                positions=num_patches,
+            )
         return Stream(
             lengths=self.length,
-            images=self.images,
+            images=images,
             targets=targets.astype(np.int32),
             run_starts=_starts(self.shard),
             weight=weight,
             splittable=not (whole or self.images.any()),
             source=source,
+            twins=twins,
         )
 
 

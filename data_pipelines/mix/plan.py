@@ -14,7 +14,6 @@ from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.mixture import VALIDATION, References, block_name, sequences_table
 from transfusion.artifacts.tables import store_table
 from transfusion.errors import ArtifactError
-from transfusion.sequence.draws import uniform
 from transfusion.sequence.ledger import Exhausted
 from transfusion.sequence.packing import PackedSteps, pack
 from transfusion.sequence.shape import Limits, Shape
@@ -25,8 +24,6 @@ SEQUENCES_PER_FILE = 2048
 
 SEQUENCES_PER_BLOCK = 2**18
 """Of all lanes, which are held while they are packed: more than 128 lanes have shorter files."""
-
-_ORDER_OF_PAIR = 3
 
 
 def steps_per_block(shape: Shape) -> int:
@@ -135,13 +132,8 @@ class Plan:
             index = document[mine]
             shard[mine], row[mine] = documents.shard[index], documents.row[index]
             start[mine] += documents.start[index]
-            drawn = uniform(
-                self._config.seed,
-                _ORDER_OF_PAIR,
-                documents.identity[index],
-                epoch[mine].astype(np.uint64),
-            )
-            image_first[mine] = documents.is_pair[index] & (drawn >= self._config.caption_first)
+            drawn = streams.order.image_first(documents.identity[index], epoch[mine])
+            image_first[mine] = documents.is_pair[index] & drawn
         return References(
             shard=shard, row=row, start=start, length=length, image_first=image_first, epoch=epoch
         ).to_words()

@@ -27,8 +27,8 @@ documents 1,600. So many documents are 16 MB, of which a task holds three copies
 
 _TYPES = {
     "shard": pa.int32(), "row": pa.int32(), "start": pa.int32(), "length": pa.int32(), "closes": pa.bool_(),
-    "text_tokens": pa.int32(), "images": pa.int32(), "is_pair": pa.bool_(), "identity": pa.uint64(),
-    "phases": pa.uint16(), "is_held_out": pa.bool_(), "held_out_number": pa.uint64(),
+    "text_tokens": pa.int32(), "images": pa.int32(), "copied": pa.int32(), "is_pair": pa.bool_(),
+    "identity": pa.uint64(), "phases": pa.uint16(), "is_held_out": pa.bool_(), "held_out_number": pa.uint64(),
     "later_images": pa.uint64(), "later_owner": pa.int64(), "takedown_found": pa.int32(),
     "content": pa.uint64(), "phash": pa.uint64(), "has_phash": pa.bool_(),
 }  # fmt: skip

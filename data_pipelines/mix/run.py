@@ -82,7 +82,9 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
         lanes=config.lanes,
     )
     plan = Plan(config, context, shape)
-    statistics = Statistics(streams, shape, num_patches=num_patches)
+    statistics = Statistics(
+        streams, shape, num_patches=num_patches, clean_copies=config.layout.clean_copies
+    )
     files = list(plan.training(streams, statistics))
     held_out = validation_streams(
         config,

@@ -16,16 +16,22 @@ WINDOW = 64
 """Sequences over which the ratio is looked at."""
 
 _KINDS = ("positions", "caption_tokens", "prose_tokens", "patch_tokens", "images")
+COPIES = "copy_tokens"
+"""Of the twins, in plans with clean copies: their images are counted once, with the patches in their place."""
 
 
 class Statistics:
     """Sums over the blocks of a plan; memory does not grow with its length."""
 
-    def __init__(self, streams: Streams, shape: Shape, *, num_patches: int) -> None:
+    def __init__(
+        self, streams: Streams, shape: Shape, *, num_patches: int, clean_copies: bool = False
+    ) -> None:
+        self._kinds = (*_KINDS, COPIES) if clean_copies else _KINDS
         self._streams, self._shape, self._num_patches = streams, shape, num_patches
         self._starts = np.array([phase.first_step for phase in streams.phases])
         self._sums = [
-            {name: dict.fromkeys(_KINDS, 0) for name in streams.sources} for _ in streams.phases
+            {name: dict.fromkeys(self._kinds, 0) for name in streams.sources}
+            for _ in streams.phases
         ]
         self._largest_error = [0.0 for _ in streams.phases]
         self._weights = np.zeros(len(streams.sources))
@@ -73,6 +79,10 @@ class Statistics:
             sums["caption_tokens"] += int(documents.text_tokens[index].sum(dtype=np.int64))
             sums["patch_tokens"] += images * self._num_patches
             sums["images"] += images
+            if COPIES in sums:
+                always = np.where(documents.is_pair, 0, documents.copied)[index]
+                drawn = length - documents.length[index]
+                sums[COPIES] += int(always.sum()) * self._num_patches + int(drawn.sum())
 
     def _look_at_ratio(
         self,
@@ -107,6 +117,7 @@ class Statistics:
         sums = self._totals()
         filled = sum(values["positions"] for values in sums.values())
         images = sum(values["images"] for values in sums.values())
+        images += sum(values.get(COPIES, 0) for values in sums.values()) // self._num_patches
         micro_batches = self._num_sequences // self._shape.sequences_per_micro_batch
         slots = micro_batches * self.limits.image_slots
         found = {
@@ -127,7 +138,7 @@ class Statistics:
                 "documents": float(sources[name].num_documents),
                 "held_out": float(sources[name].validation.num_documents),
                 **{kind: float(value) for kind, value in values.items()},
-                "epochs": round(values["positions"] / sources[name].training.positions, 4),
+                "epochs": round(values["positions"] / self._streams.positions[0][name], 4),
             }
             for name, values in self._totals().items()
         }
@@ -175,6 +186,6 @@ class Statistics:
 
     def _totals(self) -> dict[str, dict[str, int]]:
         return {
-            name: {kind: sum(sums[name][kind] for sums in self._sums) for kind in _KINDS}
+            name: {kind: sum(sums[name][kind] for sums in self._sums) for kind in self._kinds}
             for name in self._streams.sources
         }

@@ -6,7 +6,7 @@ from data_pipelines.mix.config import MixConfig
 from data_pipelines.mix.documents import Documents
 from transfusion.errors import ArtifactError
 from transfusion.sequence.ledger import Budget, Phase
-from transfusion.sequence.order import Stream
+from transfusion.sequence.order import PairOrder, Stream
 
 
 class Streams:
@@ -17,7 +17,11 @@ class Streams:
     """
 
     def __init__(
-        self, sources: Sequence[str], num_patches: int, whole: Collection[str] = ()
+        self,
+        sources: Sequence[str],
+        num_patches: int,
+        order: PairOrder,
+        whole: Collection[str] = (),
     ) -> None:
         self.sources = list(sources)
         self._whole = whole
@@ -26,6 +30,8 @@ class Streams:
         self.phases: list[Phase] = []
         self.positions: list[dict[str, int]] = []
         """In each phase, of all documents of each source that takes part."""
+        self.order = order
+        """Of caption pairs."""
         self._num_patches = num_patches
 
     def add(self, name: str, documents: Documents) -> dict[int, int]:
@@ -34,16 +40,16 @@ class Streams:
         found = {}
         for part in (documents.select(has_images), documents.select(~has_images)):
             if len(part):
-                found[len(self.streams)] = part.positions
-                self.documents.append(part)
-                self.streams.append(
-                    part.stream(
-                        weight=0.0,
-                        source=self.sources.index(name),
-                        num_patches=self._num_patches,
-                        whole=name in self._whole,
-                    )
+                stream = part.stream(
+                    weight=0.0,
+                    source=self.sources.index(name),
+                    num_patches=self._num_patches,
+                    order=self.order,
+                    whole=name in self._whole,
                 )
+                found[len(self.streams)] = stream.positions
+                self.documents.append(part)
+                self.streams.append(stream)
         return found
 
     def begin(
@@ -74,7 +80,7 @@ def training_streams(
     Raises:
         ArtifactError: A phase filters all documents of a source away.
     """
-    streams = Streams(list(documents), num_patches, whole)
+    streams = Streams(list(documents), num_patches, _order(config), whole)
     weights = {name: source.weight for name, source in config.sources.items()}
     base = {name: streams.add(name, found) for name, found in documents.items()}
     streams.begin(0, weights, base)
@@ -115,10 +121,14 @@ def validation_streams(
     whole: Collection[str] = (),
 ) -> Streams:
     """What is held out, of the sources that have any, at the weights with which the run begins."""
-    streams = Streams(list(documents), num_patches, whole)
+    streams = Streams(list(documents), num_patches, _order(config), whole)
     weights = {name: config.sources[name].weight for name in documents}
     streams.begin(0, weights, {name: streams.add(name, found) for name, found in documents.items()})
     return streams
+
+
+def _order(config: MixConfig) -> PairOrder:
+    return PairOrder(seed=config.seed, caption_first=config.caption_first)
 
 
 def budgets(config: MixConfig) -> list[Budget | None]:

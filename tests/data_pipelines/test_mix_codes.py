@@ -102,6 +102,8 @@ def test_what_one_model_cannot_read_is_refused(world: tuple[Path, Artifact, Arti
     root, listing, tokens = world
     with pytest.raises(ArtifactError, match="patch_size is 2, and images are tokens"):
         mixture_of_codes(root, tokens, layout={"patch_size": 2})
+    with pytest.raises(ArtifactError, match="clean_copies: images are tokens here"):
+        mixture_of_codes(root, tokens, layout={"patch_size": 1, "clean_copies": True})
     latents = make(
         root,
         "data_pipelines.encode_images",

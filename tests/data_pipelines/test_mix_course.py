@@ -183,26 +183,49 @@ def test_long_pages_are_cut_between_segments_and_every_segment_is_seen(tmp_path:
     seed=st.integers(0, 10**6),
     patches=st.integers(1, 20),
     spare=st.integers(0, 40),
+    clean_copies=st.booleans(),
+    conditions=st.booleans(),
 )
 def test_pieces_are_the_document_and_cut_no_image(
-    layout: str, seed: int, patches: int, spare: int
+    layout: str, seed: int, patches: int, spare: int, clean_copies: bool, conditions: bool
 ) -> None:
     image_length = patches + 2
     longest = image_length + 2 + spare
     rng = np.random.default_rng(seed)
     texts = [rng.integers(0, 99, n, dtype=np.int32) for n in rng.integers(0, 60, layout.count("t"))]
-    pieces = split(layout, [len(ids) for ids in texts], image_length=image_length, longest=longest)
+    copies = {
+        "twin_length": patches if clean_copies else 0,
+        "num_conditions": max(layout.count("i") - 1, 0) if conditions else 0,
+    }
+    pieces = split(
+        layout, [len(ids) for ids in texts], image_length=image_length, longest=longest, **copies
+    )
     total = 2 + sum(map(len, texts)) + image_length * layout.count("i")
     assert pieces[0].start == 0
-    ends = [piece.start + piece.length for piece in pieces]
+    # What lies behind a piece is no part of the document.
+    ends = [piece.start + piece.length - patches * piece.copied for piece in pieces]
     assert ends == [*(piece.start for piece in pieces[1:]), total]
     assert [piece.closes for piece in pieces] == [False] * (len(pieces) - 1) + [True]
     seen_text, seen_images = [], []
     for piece in pieces:
         assert piece.length <= longest or not piece.images
         found = cut(
-            layout, texts, start=piece.start, length=piece.length, image_length=image_length
+            layout,
+            texts,
+            start=piece.start,
+            length=piece.length,
+            image_length=image_length,
+            **copies,
         )
+        behind = [
+            part
+            for at, part in enumerate(found.parts)
+            if isinstance(part, int)
+            and part >= copies["num_conditions"]
+            and any(isinstance(p, int) or len(p) for p in found.parts[at + 1 :])
+        ]
+        assert found.copied == (behind if clean_copies else [])
+        assert piece.copied == len(found.copied)
         assert (found.opens, found.closes) == (piece.start == 0, piece.closes)
         ids = [part for part in found.parts if not isinstance(part, int)]
         images = [part for part in found.parts if isinstance(part, int)]

@@ -28,7 +28,7 @@ ON_RAY = Resources(mix=MixResources(reading="ray"))
 
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """Of everything: filters, phases, near duplicates, contamination, takedown, long pages, what fits nowhere."""
+    """Of everything: filters, phases, near duplicates, contamination, takedown, long pages, copies, misfits."""
     folder = tmp_path_factory.mktemp("reading")
     root = folder / "store"
     takedown = folder / "takedown.txt"
@@ -55,6 +55,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         takedown=str(takedown),
         held_out_fraction=0.1,
         num_steps=20,
+        layout={"clean_copies": True},
     )
 
 
@@ -75,9 +76,9 @@ def test_ray_and_threads_come_to_the_same_plan_to_the_bit(
     assert {"takedown", "filter.score", "duplicate", "near_duplicate", "contaminated"} <= set(took)
     outcomes = mixture.manifest.content.outcomes
     assert outcomes is not None
-    assert outcomes.rejected == {"too_long": 12}
+    assert outcomes.rejected == {"too_long": 15}
     rejects = load_table(mixture.store, mixture.entry("rejects"))
-    assert rejects.num_rows == 12
+    assert rejects.num_rows == 15
     assert len(read_mixture(mixture).phases) == 2
     filters = {"pairs": [{"column": "scores", "at_least": 3}]}
     with pytest.raises(ArtifactError, match="no document has a column 'scores'; did you mean"):

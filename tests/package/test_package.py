@@ -27,6 +27,7 @@ from transfusion.package.config import (
 from transfusion.package.format import PackageConfig
 from transfusion.package.load import load_package
 from transfusion.package.verify import package_digest, verify_package
+from transfusion.sequence.layout import SequenceLayout
 
 
 @pytest.fixture
@@ -72,6 +73,14 @@ def test_holds_the_files_that_others_read(package: Path) -> None:
     from diffusers import AutoencoderKL
 
     AutoencoderKL.from_pretrained(package / "autoencoder", local_files_only=True)
+
+
+def test_the_layout_is_that_of_training(tmp_path: Path) -> None:
+    for layout in (SequenceLayout(), SequenceLayout(clean_copies=True)):
+        place = tiny_package(tmp_path / str(layout.clean_copies), layout=layout)
+        assert load_package(place).config.layout == layout
+    described = json.loads((tmp_path / "False/package/config.json").read_bytes())
+    assert "clean_copies" not in described["layout"]
 
 
 def test_the_same_inputs_give_the_same_package(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from tests.pipeline import make_mixture
+from tests.pipeline import make, make_mixture
 from transfusion.artifacts.artifact import Artifact
 from transfusion.cli import app
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.ingest.reader import MixtureReader
 from transfusion.runner.show_batch import batch_status, parse_place
+from transfusion.runner.show_sequences import example_sequences
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,41 @@ def test_the_command_prints_a_line_a_stretch(mixture: Artifact) -> None:
     assert "16 patches, t " in done.output
     found = CliRunner().invoke(app, ["show", address, "--batch", "1:1", "--json"])
     assert json.loads(found.output) == json.loads(json.dumps(batch_status(mixture, 1, 1)))
+
+
+def test_a_twin_is_a_stretch_behind_its_document_that_sees_two_ranges(mixture: Artifact) -> None:
+    inputs = {role: mixture.input(role) for role in mixture.manifest.inputs}
+    config = {**mixture.manifest.config, "layout": {"clean_copies": True}, "caption_first": 0.0}
+    copied = make(Path(mixture.store.uri), "data_pipelines.mix", config, inputs)
+    num_twins = 0
+    for sequence in batch_status(copied, 0, 0)["sequences"]:
+        roles = [one["role"] for one in sequence]
+        assert [one["first"] for one in sequence[1:]] == [one["last"] + 1 for one in sequence[:-1]]
+        for at, one in enumerate(sequence):
+            if one["role"] != "image" or roles[at - 1] == "BOI":
+                continue
+            # BOS, BOI, patches, EOI, caption, EOS, and behind these the patches with their noise.
+            assert roles[at - 6 : at] == ["BOS", "BOI", "image", "EOI", "text", "EOS"]
+            bos, boi, clean, _, _, eos = sequence[at - 6 : at]
+            own, context = [one["first"], one["last"]], [bos["first"], boi["last"]]
+            assert one["sees"] == [[own, context], [own, context]]
+            assert (clean["timestep"], clean["weight"], one["weight"]) == (0, 0.0, 1.0)
+            assert one["slot"] == clean["slot"] + 1
+            assert "next" not in eos
+            assert eos["targets"] == one["targets"] == 0
+            num_twins += 1
+    pairs = [
+        document
+        for example in example_sequences(copied, 4)
+        for document in example["documents"]
+        if document["key"].startswith("pairs/")
+    ]
+    assert pairs
+    for document in pairs:
+        assert document["begins"]
+        assert document["ends"]
+        assert [sorted(part) for part in document["parts"]] == [["image"], ["text"]]
+    assert num_twins
 
 
 def test_places_that_are_not_there_and_other_artifacts_are_refused(mixture: Artifact) -> None:

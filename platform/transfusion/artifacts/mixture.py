@@ -136,6 +136,7 @@ class References:
     start: Int64[np.ndarray, " r"]
     """First position of the document in this piece."""
     length: Int64[np.ndarray, " r"]
+    """Positions that it takes in its sequence, twins of its images included."""
     image_first: Bool[np.ndarray, " r"]
     """For a caption pair, which of the two comes first; of no meaning for others."""
     epoch: Int64[np.ndarray, " r"]

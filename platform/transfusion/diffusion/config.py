@@ -75,7 +75,8 @@ class ObjectiveConfig(NoiseConfig):
     """Of the squared logarithm of the softmax's denominator, which keeps it near 1; 1e-5 in Chameleon."""
 
     noise_limit: int = Field(default=500, ge=1)
-    """An image that later text sees draws its timestep below this: text about noise teaches little."""
+    """An image that later text sees draws its timestep below this: text about noise teaches little. Where the plan
+    has clean copies, no text does."""
 
     timestep_draw: TimestepDraw = "uniform"
     """How timesteps are drawn: all alike, or those in the middle more often."""

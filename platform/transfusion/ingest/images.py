@@ -49,6 +49,8 @@ class WantedImage(NamedTuple):
     is_seen: bool
     """By text that follows."""
     is_condition: bool = False
+    is_copy: bool = False
+    """It is the clean copy of one with the same counters, its twin."""
     has_conditions: bool = False
     """Images of its document are conditions for it."""
 
@@ -87,6 +89,7 @@ def draw_images(
     """Samples of the posteriors, noise, timesteps and what the images see, in `count` slots.
 
     Of a condition nothing is drawn: it is the posterior's mean, at the first timestep, as when an edit is sampled.
+    A clean copy is its twin's sample at the first timestep, without noise.
     """
     slots = ImageSlots.empty(count, latent_shape, used=len(wanted))
     draws = Draws(seed, _IMAGE)
@@ -94,7 +97,7 @@ def draw_images(
     for slot, image in enumerate(wanted):
         drawn = draws.at(*image.counters)
         if image.is_condition:
-            slots.condition[slot] = True
+            slots.clean[slot] = True
             slots.latents[slot], slots.noise[slot] = 0.0, 0.0
             _scale(slots.latents[slot], image, part)
             continue
@@ -105,7 +108,11 @@ def draw_images(
         latent = slots.latents[slot]
         # One image at a time and in place: it stays in the processor's cache.
         drawn.standard_normal(out=latent, dtype=np.float32)
-        drawn.standard_normal(out=slots.noise[slot], dtype=np.float32)
+        if image.is_copy:
+            slots.clean[slot] = True
+            slots.noise[slot], slots.timesteps[slot] = 0.0, 0
+        else:
+            drawn.standard_normal(out=slots.noise[slot], dtype=np.float32)
         # Torch widens halves five times as fast as numpy does.
         latent *= part.copy_(image.group.std[image.row]).numpy()
         _scale(latent, image, part)

@@ -131,6 +131,14 @@ def perceptual_hashes(
     return column.fill_null(0).to_numpy(), column.is_valid().to_numpy().astype(bool)
 
 
+def text_behind_images(tokens: pa.Table) -> Int32[np.ndarray, " d"]:
+    """Tokens behind the last image of each document; all of them where there is none."""
+    layouts = tokens["layout"].combine_chunks()
+    shorter = pc.utf8_rtrim(layouts, characters="t")
+    behind = pc.subtract(pc.utf8_length(layouts), pc.utf8_length(shorter)).to_numpy()
+    return _sums(tokens["lengths"], behind)
+
+
 def digest_words(column: pa.ChunkedArray) -> UInt64[np.ndarray, " d"]:
     """The first eight bytes of sha256 digests, as numbers."""
     return np.ascontiguousarray(_digests(column)[:, :8]).view("<u8")[:, 0]
@@ -168,8 +176,12 @@ def _digests(column: pa.ChunkedArray) -> UInt8[np.ndarray, "d 32"]:
     return data.reshape(-1, 32)[array.offset : array.offset + len(array)].copy()
 
 
-def _sums(lists: pa.ChunkedArray) -> Int32[np.ndarray, " d"]:
+def _sums(
+    lists: pa.ChunkedArray, last: Int32[np.ndarray, " d"] | None = None
+) -> Int32[np.ndarray, " d"]:
+    """Sums of lists; of so many of their last numbers, where `last` says how many."""
     array = lists.combine_chunks()
     totals = np.concatenate([[0], np.cumsum(array.values.to_numpy(), dtype=np.int64)])
     offsets = array.offsets.to_numpy()
-    return (totals[offsets[1:]] - totals[offsets[:-1]]).astype(np.int32)
+    first = offsets[:-1] if last is None else offsets[1:] - last
+    return (totals[offsets[1:]] - totals[first]).astype(np.int32)

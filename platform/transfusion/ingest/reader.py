@@ -216,35 +216,42 @@ class MixtureReader:
             return _text_piece(segments, piece.start, piece.length)
         if layout in ("ti", "it"):
             layout = "it" if piece.image_first else "ti"
+        has_conditions, last_image = self._has_conditions[source], layout.count("i") - 1
         images = reader.images(shard)
         first_image, identity = int(images.first[piece.row]), int(images.identity[piece.row])
+        num_patches = self._patches[0] * self._patches[1]
         found = cut(
             layout,
             segments,
             start=piece.start,
             length=piece.length,
-            image_length=self.layout.image_length(self._patches[0] * self._patches[1]),
+            image_length=self.layout.image_length(num_patches),
+            twin_length=self.layout.twin_length(num_patches),
+            num_conditions=last_image if has_conditions else 0,
         )
-        has_conditions, last_image = self._has_conditions[source], layout.count("i") - 1
+        twins: list[WantedImage] = []
         spans: list[TextSpan | ImageSpan[int]] = []
         for place, part in enumerate(found.parts):
             if not isinstance(part, int):
                 spans.append(TextSpan(part))
                 continue
-            spans.append(ImageSpan(*self._patches, len(wanted)))
+            copied = part in found.copied
+            spans.append(ImageSpan(*self._patches, len(wanted), copied=copied))
             latents, row = reader.latents(shard, first_image + part)
-            wanted.append(
-                WantedImage(
-                    group=latents,
-                    row=row,
-                    scaling=self._scaling[source],
-                    counters=(piece.epoch, identity, part),
-                    sees_text=found.has_text(0, place),
-                    is_seen=found.has_text(place, len(found.parts)),
-                    is_condition=has_conditions and part < last_image,
-                    has_conditions=has_conditions and 0 < part == last_image,
-                )
+            image = WantedImage(
+                group=latents,
+                row=row,
+                scaling=self._scaling[source],
+                counters=(piece.epoch, identity, part),
+                sees_text=found.has_text(0, place),
+                is_seen=not copied and found.has_text(place, len(found.parts)),
+                is_condition=has_conditions and part < last_image,
+                has_conditions=has_conditions and 0 < part == last_image,
             )
+            wanted.append(image._replace(is_copy=copied))
+            if copied:
+                twins.append(image)
+        wanted += twins
         return Document(tuple(spans), opens=found.opens, closes=found.closes)
 
 

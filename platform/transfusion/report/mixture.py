@@ -8,8 +8,8 @@ from typing import Any
 from transfusion.artifacts.artifact import Artifact
 from transfusion.report.formats import number, percent
 
-KINDS = ("prose_tokens", "caption_tokens", "patch_tokens")
-"""What a position can hold, besides the special ids around it."""
+KINDS = ("prose_tokens", "caption_tokens", "patch_tokens", "copy_tokens")
+"""What a position can hold, besides the special ids around it; the last in plans with clean copies."""
 
 COLUMNS = ("documents", "held_out", "epochs", "images", "positions", *KINDS)
 """Of the table of sources, in this order; others follow."""
@@ -98,7 +98,10 @@ def _facts(artifact: Artifact) -> dict[str, str]:
 
 
 def _shares(metadata: Mapping[str, Any], statistics: Statistics) -> list[Share]:
-    counts = {kind.removesuffix("_tokens"): _total(statistics, kind) for kind in KINDS}
+    given = {kind for values in statistics.values() for kind in values}
+    counts = {
+        kind.removesuffix("_tokens"): _total(statistics, kind) for kind in KINDS if kind in given
+    }
     positions = _total(statistics, "positions")
     if positions:
         counts["special ids"] = max(positions - sum(counts.values()), 0.0)

@@ -197,6 +197,7 @@ _COLUMNS = {
     "prose_tokens": "prose",
     "caption_tokens": "captions",
     "patch_tokens": "patches",
+    "copy_tokens": "copies",
     "positions": "positions",
 }
 """Heading of each column, in this order."""

@@ -73,7 +73,8 @@ def _documents(
                 {
                     "positions": end - start,
                     "begins": inside[0] == reader.special.bos,
-                    "ends": inside[-1] == reader.special.eos,
+                    # Behind it there may be patches.
+                    "ends": reader.special.eos in inside,
                     "parts": list(_parts(inside, reader, tokenizer, f"{height}x{width}")),
                 },
             )

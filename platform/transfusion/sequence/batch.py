@@ -28,7 +28,7 @@ class PackedBatch:
     """PAD at patches and at padding."""
 
     position_ids: Int[Tensor, "b n"]
-    """Restart at each document."""
+    """Restart at each document; those of a twin are its clean copy's."""
 
     lo: Int[Tensor, "b n"]
     """First key that each query sees."""
@@ -48,7 +48,7 @@ class PackedBatch:
     b * n, one past the end, for unused slots."""
 
     image_weight: Float[Tensor, " m"]
-    """1 for an image that has a loss, 0 for a condition and for an unused slot."""
+    """1 for an image that has a loss, 0 for a condition, a clean copy and an unused slot."""
 
     text_rows: Int[Tensor, " r"]
     """Index into the flattened (b n) of the positions that have a text target; 0 for unused rows."""
@@ -83,14 +83,17 @@ class PackedBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSlots:
-    """The images of a batch in the order in which they lie in its sequences; slots behind them stay zero."""
+    """The images of a batch in the order in which they lie in its sequences; slots behind them stay zero.
+
+    A document's twins follow its images, in the order of these.
+    """
 
     latents: Float32[np.ndarray, "m c h w"]
     noise: Float32[np.ndarray, "m c h w"]
     timesteps: Int64[np.ndarray, " m"]
     sees: list[Sight]
-    condition: Bool[np.ndarray, " m"]
-    """Is given without noise and has no loss."""
+    clean: Bool[np.ndarray, " m"]
+    """Is given without noise and has no loss: a condition, or the clean copy of what has a twin."""
 
     @classmethod
     def empty(cls, count: int, latent_shape: tuple[int, int, int], *, used: int) -> "ImageSlots":
@@ -106,7 +109,7 @@ class ImageSlots:
             noise=noise,
             timesteps=np.zeros(count, np.int64),
             sees=["all"] * count,
-            condition=np.zeros(count, bool),
+            clean=np.zeros(count, bool),
         )
 
 
@@ -129,26 +132,25 @@ def assemble(
 
     Raises:
         ValueError: A sequence, the image slots or the text rows overflow, a latent has another shape, or an image
-            is a condition where none may be.
+            is a condition, or copied, where none may be.
     """
-    images = [
-        span.reference
-        for documents in sequences
-        for document in documents
-        for span in document.spans
-        if not isinstance(span, TextSpan)
-    ]
+    images: list[tuple[ImageInput, bool]] = []
+    for document in (document for documents in sequences for document in documents):
+        spans = [span for span in document.spans if not isinstance(span, TextSpan)]
+        images += [(span.reference, span.copied or span.reference.condition) for span in spans]
+        images += [(span.reference, False) for span in spans if span.copied]
     if len(images) > image_slots:
         raise ValueError(f"{len(images)} images for {image_slots} image slots")
     slots = ImageSlots.empty(image_slots, latent_shape, used=len(images))
-    for slot, image in enumerate(images):
+    for slot, (image, clean) in enumerate(images):
         if image.latent.shape != latent_shape or image.noise.shape != latent_shape:
             raise ValueError(
                 f"latent {image.latent.shape}, noise {image.noise.shape}: must be {latent_shape}"
             )
-        slots.latents[slot], slots.noise[slot] = image.latent, image.noise
-        slots.timesteps[slot], slots.sees[slot] = image.timestep, image.sees
-        slots.condition[slot] = image.condition
+        copy = clean and not image.condition
+        slots.latents[slot], slots.noise[slot] = image.latent, 0.0 if copy else image.noise
+        slots.timesteps[slot], slots.sees[slot] = 0 if copy else image.timestep, image.sees
+        slots.clean[slot] = clean
     return assemble_slots(
         sequences,
         slots,
@@ -180,11 +182,12 @@ def assemble_slots(
 
     Args:
         conditions: Whether any batch of the plan may hold conditions: then this one says which slots are clean,
-            and has second ranges, be they needed or not, so that all batches are of one shape.
+            and has second ranges, be they needed or not, so that all batches are of one shape. A layout with clean
+            copies says the same.
 
     Raises:
-        ValueError: A sequence, the slots or the text rows overflow, or an image is a condition, or sees only text
-            or only images, and the plan has no conditions.
+        ValueError: A sequence, the slots or the text rows overflow; or an image is a condition, or sees only text
+            or only images, and the plan has no conditions; or one is copied, and the layout has no clean copies.
     """
     image_slots = len(slots.latents)
     num_patches = layout.num_patches(*slots.latents.shape[2:])
@@ -193,7 +196,7 @@ def assemble_slots(
     for documents in sequences:
         sees = slots.sees[num_images:]
         rows.append(lay_out(documents, sees, special, sequence_length, layout, num_patches))
-        num_images += len(rows[-1].places)
+        num_images += len(rows[-1].blocks)
     targets = np.concatenate(
         [s * sequence_length + row.target_positions for s, row in enumerate(rows)]
         or [np.zeros(0, np.int64)]
@@ -202,11 +205,11 @@ def assemble_slots(
         raise ValueError(f"{len(targets)} text targets for {text_rows} text rows")
 
     image_weight = np.zeros(image_slots, np.float32)
-    image_weight[:num_images] = ~slots.condition[:num_images]
+    image_weight[:num_images] = ~slots.clean[:num_images]
     block = layout.block_length(num_patches)
     image_positions = np.full((image_slots, block), len(rows) * sequence_length, np.int64)
     first_patches = [
-        s * sequence_length + place.boi + 1 for s, row in enumerate(rows) for place in row.places
+        s * sequence_length + first for s, row in enumerate(rows) for first in row.blocks
     ]
     image_positions[:num_images] = (
         np.array(first_patches, np.int64)[:, None] + np.arange(block)[None]
@@ -223,9 +226,11 @@ def assemble_slots(
         for row in rows
     ]
     second = {name: np.stack([getattr(r, name) for r in ranges]) for name in ("lo2", "hi2")}
-    if not conditions and (slots.condition.any() or (second["hi2"] > second["lo2"]).any()):
+    has_clean = conditions or layout.clean_copies
+    if not has_clean and (slots.clean.any() or (second["hi2"] > second["lo2"]).any()):
         raise ValueError(
-            "an image is a condition, or sees text or images alone, without `conditions`"
+            "an image is a condition, or sees text or images alone, without `conditions`, or is copied in a "
+            "layout without `clean_copies`"
         )
     num_targets = len(targets)
     row_index = np.zeros(text_rows, np.int64)
@@ -248,7 +253,7 @@ def assemble_slots(
         text_rows=torch.from_numpy(row_index),
         text_targets=torch.from_numpy(text_targets),
         text_weight=torch.from_numpy(text_weight),
-        lo2=torch.from_numpy(second["lo2"]) if conditions else None,
-        hi2=torch.from_numpy(second["hi2"]) if conditions else None,
-        clean=torch.from_numpy(slots.condition) if conditions else None,
+        lo2=torch.from_numpy(second["lo2"]) if has_clean else None,
+        hi2=torch.from_numpy(second["hi2"]) if has_clean else None,
+        clean=torch.from_numpy(slots.clean) if has_clean else None,
     )

@@ -32,6 +32,10 @@ class ImageSpan(Generic[R]):
     width_patches: int
     reference: R
 
+    copied: bool = False
+    """Something behind it in the document is to see it clean: it stands in its place without noise and without a
+    loss, and its noised twin behind the document. For layouts with `clean_copies`; never of a condition."""
+
     @property
     def num_patches(self) -> int:
         """How many positions the patches take, BOI and EOI not counted."""
@@ -59,7 +63,12 @@ class Document(Generic[R]):
         spans = tuple(
             span
             if isinstance(span, TextSpan)
-            else ImageSpan(span.height_patches, span.width_patches, resolve(span.reference))
+            else ImageSpan(
+                span.height_patches,
+                span.width_patches,
+                resolve(span.reference),
+                copied=span.copied,
+            )
             for span in self.spans
         )
         return Document(spans, opens=self.opens, closes=self.closes)
@@ -79,4 +88,5 @@ class ImageInput:
     sees: Sight = "all"
 
     condition: bool = False
-    """Given to the model without noise, and without a loss; its noise and timestep are of no meaning."""
+    """Given to the model without noise, and without a loss; its noise and timestep are of no meaning. (Of an image
+    that is copied noise and timestep are its twin's.)"""

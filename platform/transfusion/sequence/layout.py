@@ -3,6 +3,11 @@
 document = [BOS] span span ... [EOS]
 image    = [BOI] patch patch ... patch [EOI]      patches row by row
 image    = [BOI] t patch ... patch [EOI]          with a time token
+
+With clean copies an image that something behind it sees stands in its place without noise, and what is noised of
+it, its twin, behind the document. A twin is the patches (and the time token) alone:
+
+document = [BOS] span span ... [EOS] twin twin ...
 """
 
 from typing import Any, Literal
@@ -28,6 +33,11 @@ class SequenceLayout(Config):
     """Whether a position before the patches, which they see and which sees them, carries the timestep; for models
     of `time_embedding: token`."""
 
+    clean_copies: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether what stands behind an image sees it without noise. Such an image takes its patches twice, and two
+    image slots. Off, as in the paper, what stands behind sees what was noised, up to the objective's
+    `noise_limit`."""
+
     def patches(self, pixels: int) -> int:
         """Patches along a side of `pixels` latent pixels.
 
@@ -52,6 +62,10 @@ class SequenceLayout(Config):
         """Positions that an image takes, BOI and EOI included."""
         return self.block_length(num_patches) + 2
 
+    def twin_length(self, num_patches: int) -> int:
+        """Positions that an image takes more where it is copied; 0 where none is."""
+        return self.block_length(num_patches) if self.clean_copies else 0
+
     def document_length(self, document: Any) -> int:
         """Positions that a `sequence.document.Document` takes.
 
@@ -61,6 +75,7 @@ class SequenceLayout(Config):
         for span in document.spans:
             if hasattr(span, "num_patches"):
                 length += self.image_length(span.num_patches)
+                length += self.block_length(span.num_patches) * span.copied
             else:
                 length += len(span.ids)
         return length

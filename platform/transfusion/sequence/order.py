@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64, UInt64
 
-from transfusion.sequence.draws import Draws
+from transfusion.sequence.draws import Draws, uniform
 
 LOOK_AHEAD = 128
 """Documents among which the one that fits best is looked for."""
@@ -19,7 +19,39 @@ LOOK_AHEAD = 128
 RUN_LENGTH = 512
 """Documents that are read together: as many as a row group has rows."""
 
-_ORDER_OF_RUNS, _ORDER_IN_WINDOW = 1, 2
+_ORDER_OF_RUNS, _ORDER_IN_WINDOW, _ORDER_OF_PAIR = 1, 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairOrder:
+    """Which of the two comes first in a caption pair: drawn for each document and epoch."""
+
+    seed: int
+    caption_first: float
+    """How often the caption does."""
+
+    def image_first(
+        self, identity: UInt64[np.ndarray, " d"], epoch: Int64[np.ndarray, " d"]
+    ) -> Bool[np.ndarray, " d"]:
+        """Of documents, each in an epoch; of a plan's epochs 16 bits are kept."""
+        epochs = (epoch & 0xFFFF).astype(np.uint64)
+        return uniform(self.seed, _ORDER_OF_PAIR, identity, epochs) >= self.caption_first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twins:
+    """What pairs take more where their image comes first, because it is copied: positions, and an image slot."""
+
+    order: PairOrder
+    identity: UInt64[np.ndarray, " d"]
+    copied: Bool[np.ndarray, " d"]
+    """Pairs whose image is copied if it comes first."""
+    positions: int
+
+    def there(self, documents: Int64[np.ndarray, " w"], epoch: int) -> Bool[np.ndarray, " w"]:
+        """Whether each of some documents has a twin in an epoch."""
+        epochs = np.full(len(documents), epoch, np.int64)
+        return self.copied[documents] & self.order.image_first(self.identity[documents], epochs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +59,10 @@ class Stream:
     """Documents that are packed alike, in the order in which they are stored."""
 
     lengths: Int32[np.ndarray, " d"]
-    """Positions, BOS and EOS included."""
+    """Positions, BOS and EOS included; those of `twins` not."""
 
     images: Int32[np.ndarray, " d"]
+    """Image slots that it takes; those of `twins` not."""
 
     targets: Int32[np.ndarray, " d"]
     """Positions that have a text target."""
@@ -46,10 +79,27 @@ class Stream:
     source: int = 0
     """What it belongs to: streams of one source share a weight and a budget."""
 
+    twins: Twins | None = None
+    """What comes to the pairs among them, by epoch."""
+
     @property
     def positions(self) -> int:
-        """Positions of all documents."""
-        return int(self.lengths.sum(dtype=np.int64))
+        """Positions of all documents, of an epoch in the mean."""
+        return round(
+            sum(share * float(lengths.sum(dtype=np.int64)) for share, lengths, _ in self.outcomes)
+        )
+
+    @property
+    def outcomes(self) -> list[tuple[float, Int32[np.ndarray, " d"], Int32[np.ndarray, " d"]]]:
+        """Lengths and images as they may turn out, and how often they do."""
+        if self.twins is None:
+            return [(1.0, self.lengths, self.images)]
+        often = self.twins.order.caption_first
+        more = self.twins.copied.astype(np.int32)
+        return [
+            (often, self.lengths, self.images),
+            (1 - often, self.lengths + more * np.int32(self.twins.positions), self.images + more),
+        ]
 
 
 Ahead = tuple[int, int, int, int, int]
@@ -163,11 +213,15 @@ def _portions(
     # As Python integers: the packer looks at one document at a time. A portion, for these are large.
     for start in range(0, len(documents), LOOK_AHEAD):
         part = documents[start : start + LOOK_AHEAD]
+        lengths, images = stream.lengths[part], stream.images[part]
+        if stream.twins is not None:
+            there = stream.twins.there(part, epoch)
+            lengths, images = lengths + there * np.int32(stream.twins.positions), images + there
         yield [
-            (length, images, targets, document, epoch)
-            for length, images, targets, document in zip(
-                stream.lengths[part].tolist(),
-                stream.images[part].tolist(),
+            (length, slots, targets, document, epoch)
+            for length, slots, targets, document in zip(
+                lengths.tolist(),
+                images.tolist(),
                 stream.targets[part].tolist(),
                 part.tolist(),
                 strict=True,

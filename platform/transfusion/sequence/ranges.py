@@ -25,6 +25,16 @@ sees nothing of what was lost, which would leak through its states:
     q: BOI        1   1   1   1   .   1   .           q: ins      .   .   .   .   1   .   .
        p          1   1   1   1   .   1   1              BOI      .   .   .   .   1   1   .
                                                          p        .   .   .   .   1   1   1
+
+With clean copies an image that something behind it sees is clean in its place. Its noised twin stands behind the
+document, at the positions of its patches, and sees what they see, and itself in their stead: its own block, and in
+a second range what stands up to BOI. Nothing else sees a twin.
+
+              k: BOS BOI  p   p  EOI cap EOS  p   p      lo  hi  lo2 hi2    position
+    q: cap        1   1   1   1   1   1   .   .   .       0   6               5
+       EOS        1   1   1   1   1   1   1   .   .       0   7               6
+       p          1   1   .   .   .   .   .   1   1       7   9   0   2       2
+       p          1   1   .   .   .   .   .   1   1       7   9   0   2       3
 Axes: n = positions of one sequence.
 """
 
@@ -50,6 +60,10 @@ class ImagePlace:
     keeps: tuple[int, int] | None = None
     """Of what stands before BOI it sees these positions alone, from and to (exclusive), and they none before them.
     An empty range, `(boi, boi)`, leaves it nothing: a dropped caption."""
+
+    twin: int | None = None
+    """First position of its noised twin, where it has one; its patches are clean then. What it keeps must reach up
+    to BOI: with what lies between, a twin would see three ranges."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,15 +105,24 @@ def key_ranges(
         end = image.boi + 1 + image.num_patches
         if image_attention == "bidirectional":
             hi[image.boi + 1 : end] = end
-        if image.keeps is None:
+        if image.keeps is not None:
+            first, last = image.keeps
+            lo[first:last] = np.maximum(lo[first:last], first)
+            if last == image.boi:
+                lo[image.boi : end] = first
+            else:
+                lo[image.boi : end] = image.boi
+                lo2[image.boi : end], hi2[image.boi : end] = first, last
+    for image in images:
+        if image.twin is None:
             continue
-        first, last = image.keeps
-        lo[first:last] = np.maximum(lo[first:last], first)
-        if last == image.boi:
-            lo[image.boi : end] = first
-        else:
-            lo[image.boi : end] = image.boi
-            lo2[image.boi : end], hi2[image.boi : end] = first, last
+        assert image.keeps is None or image.keeps[1] == image.boi
+        twin = slice(image.twin, image.twin + image.num_patches)
+        lo[twin] = twin.start
+        if image_attention == "bidirectional":
+            hi[twin] = twin.stop
+        lo2[twin], hi2[twin] = lo[image.boi], image.boi + 1
+        position_ids[twin] = position_ids[image.boi + 1 :][: image.num_patches]
     # Empty where it is not needed, and within the first range: a slice of keys that holds both is then no longer.
     alone = hi2 == lo2
     lo2[alone] = hi2[alone] = lo[alone]

@@ -23,7 +23,10 @@ class Row:
     token_ids: Int[np.ndarray, " n"]
     target_positions: Int[np.ndarray, " k"]
     document_lengths: list[int]
+    """Positions of each, those of the twins behind it included."""
     places: list[ImagePlace]
+    blocks: list[int]
+    """Where the patches of each image slot begin: of a document's images, then of the twins of those with one."""
 
 
 class _Placed(NamedTuple):
@@ -46,15 +49,15 @@ def lay_out(
     """The documents from the first position on.
 
     Args:
-        sees: Of the images of this sequence, in their order; those of later sequences may follow.
+        sees: Of the image slots of this sequence, as `Row.blocks` has them; those of later sequences may follow.
         num_patches: Of every image.
 
     Raises:
         ValueError: The documents are longer than the sequence, an image has another number of patches, or there
-            are more images than `sees` tells of.
+            are more images and twins than `sees` tells of.
     """
     image_length, block = layout.image_length(num_patches), layout.block_length(num_patches)
-    lengths = [_length(document, image_length) for document in documents]
+    lengths = [layout.document_length(document) for document in documents]
     if sum(lengths) > sequence_length:
         raise ValueError(
             f"documents of {sum(lengths)} positions in a sequence of {sequence_length}"
@@ -62,10 +65,13 @@ def lay_out(
     token_ids = np.full(sequence_length, special.pad, np.int64)
     has_target = np.zeros(sequence_length, bool)
     places: list[ImagePlace] = []
+    blocks: list[int] = []
     start = 0
     for document, length in zip(documents, lengths, strict=True):
         end = start + length
-        has_target[start : end - 1] = True
+        twin = end - block * _num_copied(document)
+        twins = range(twin, end, block)
+        has_target[start : twin - 1] = True
         at = start
         before: list[_Placed] = []
         if document.opens:
@@ -83,10 +89,19 @@ def lay_out(
                     f"an image of {span.height_patches} x {span.width_patches} patches "
                     f"where the latents have {num_patches}"
                 )
-            if len(places) == len(sees):
+            if len(blocks) + len(twins) >= len(sees):
                 raise ValueError(f"more images than the {len(sees)} image slots that are left")
-            keeps = _kept(before, sees[len(places)], start, first)
-            places.append(ImagePlace(boi=first, num_patches=block, keeps=keeps))
+            keeps = _kept(before, sees[len(blocks)], start, first)
+            if span.copied and keeps is not None and keeps[1] < first:
+                # Its twin would need a third range.
+                keeps = first, first
+            places.append(
+                ImagePlace(
+                    boi=first, num_patches=block, keeps=keeps, twin=twin if span.copied else None
+                )
+            )
+            twin += block * span.copied
+            blocks.append(first + 1)
             token_ids[first] = special.boi
             has_target[first : first + 1 + block] = False
             at += image_length
@@ -94,12 +109,14 @@ def lay_out(
             before.append(_Placed(True, first, at))
         if document.closes:
             token_ids[at] = special.eos
+        blocks += twins
         start = end
     return Row(
         token_ids=token_ids,
         target_positions=np.flatnonzero(has_target),
         document_lengths=lengths,
         places=places,
+        blocks=blocks,
     )
 
 
@@ -121,8 +138,5 @@ def _kept(before: Sequence[_Placed], sight: Sight, start: int, boi: int) -> tupl
     return (spans[kept[0]].first if kept[0] else start), spans[kept[-1]].last
 
 
-def _length(document: Document[Any], image_length: int) -> int:
-    length = document.opens + document.closes
-    for span in document.spans:
-        length += len(span.ids) if isinstance(span, TextSpan) else image_length
-    return length
+def _num_copied(document: Document[Any]) -> int:
+    return sum(not isinstance(span, TextSpan) and span.copied for span in document.spans)

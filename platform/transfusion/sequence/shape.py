@@ -49,16 +49,23 @@ class Figures(NamedTuple):
         """Of the documents of a stream."""
         positions, count = stream.positions, len(stream.lengths)
         mean_length = positions / count
+        outcomes = [outcome for outcome in stream.outcomes if outcome[0] > 0]
         rates, spreads = [], []
-        for values in (stream.images, stream.targets):
-            rate = float(values.sum(dtype=np.int64)) / positions
-            residual = values - np.float32(rate) * stream.lengths
+        for values in (
+            [(share, lengths, images) for share, lengths, images in outcomes],
+            [(share, lengths, stream.targets) for share, lengths, _ in outcomes],
+        ):
+            rate = sum(share * float(v.sum(dtype=np.int64)) for share, _, v in values) / positions
+            spread = 0.0
+            for share, lengths, v in values:
+                residual = v - np.float32(rate) * lengths
+                spread += share * float(np.mean(np.square(residual), dtype=np.float64))
             rates.append(rate)
-            spreads.append(float(np.mean(np.square(residual), dtype=np.float64)) / mean_length)
+            spreads.append(spread / mean_length)
         return cls(
             mean_length=mean_length,
-            mean_images=float(stream.images.mean()),
-            most_images=int(stream.images.max()),
+            mean_images=sum(share * float(images.mean()) for share, _, images in outcomes),
+            most_images=max(int(images.max()) for _, _, images in outcomes),
             most_targets=int(stream.targets.max()),
             images_per_position=rates[0],
             images_spread=spreads[0],
