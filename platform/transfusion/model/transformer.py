@@ -122,13 +122,15 @@ class TransfusionModel(nn.Module):
         rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])
         patches = rearrange(rows[places], "(m p) d -> m p d", p=batch.image_positions.shape[1])
         text = rows[batch.text_rows]
-        predicted = self.decode_images(patches, batch.timesteps, encoded)
-        epsilon, *variance = predicted.split(self.latent_channels, dim=1)
+        epsilon, variance = self.decode_images(patches, batch.timesteps, encoded), None
+        if epsilon.shape[1] > self.latent_channels:
+            # Copies: FSDP hooks its backward onto what a forward returns, which must be no views.
+            epsilon, variance = (part.clone() for part in epsilon.chunk(2, dim=1))
         return ModelOutput(
             logits=self.logits(text) if text_losses is None else text.new_zeros(0, self.vocab_size),
             epsilon=epsilon,
             text_losses=None if text_losses is None else text_losses(text, self.logits),
-            variance=variance[0] if variance else None,
+            variance=variance,
         )
 
     def embed_tokens(self, token_ids: Int[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
