@@ -204,6 +204,9 @@ def test_a_kill_just_after_the_checkpoint_of_going_back_leaves_no_trace(
     monkeypatch.undo()
     gone = [{"first": 4, "begin": 6, "last": 7}]
     assert record(tmp_path, 8)["spikes"]["rewinds"] == gone
+    # What was seen on the way that was given up is no measure of later steps.
+    seen = [row["loss"] for row in rows(*gone_back)[:4]]
+    assert record(tmp_path, 8)["spikes"]["history"]["loss"] == seen
     assert contents(tmp_path, 8) == contents(tmp_path, 4) != contents(tmp_path, 6)
     outcome = train(tmp_path, settings=spiking("rewind"), source=TWO_SPIKES)
     assert_same(gone_back, (tmp_path, outcome))
