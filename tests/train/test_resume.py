@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.train.worlds import MadeUpSource, config, result_file, rows, train
 from transfusion.train.checkpoint import READ_WITHIN_S
 from transfusion.train.faults import NotFiniteError
+from transfusion.train.step import TransformerTrainee
 
 WEIGHTS = ("model.safetensors", "ema.safetensors")
 pytestmark = pytest.mark.usefixtures("world")
@@ -86,7 +88,29 @@ def tear_the_record(record, folder):
     record.write_text(record.read_text()[:100])
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, lose_a_file, tear_the_record])
+def flip_a_bit_of_the_record(record, folder):
+    """4 becomes 5: still a record, of a step that the weights never had."""
+    text = record.read_text()
+    assert text.count('"step": 4,') == 1
+    record.write_text(text.replace('"step": 4,', '"step": 5,'))
+
+
+def rename_a_record(record, folder):
+    """The one before in its place."""
+    record.write_text(records(folder)[0].read_text())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        flip_a_bit,
+        cut_short,
+        lose_a_file,
+        tear_the_record,
+        flip_a_bit_of_the_record,
+        rename_a_record,
+    ],
+)
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     uninterrupted, stopped, tmp_path, damage, caplog
 ):
@@ -98,6 +122,44 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert "checkpoint of step 4 is not used" in caplog.text
     assert "resumed after step 2 of 6" in caplog.text
     assert_same(uninterrupted, (tmp_path, outcome))
+
+
+@pytest.mark.parametrize("lost", [True, False], ids=["lost", "flipped"])
+def test_a_damaged_log_costs_its_rows_and_no_step(uninterrupted, stopped, tmp_path, lost, caplog):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    [log] = (tmp_path / "run/checkpoints/metrics").rglob("until-000002.jsonl")
+    if lost:
+        log.unlink()
+    else:
+        data = bytearray(log.read_bytes())
+        data[20] ^= 1
+        log.write_bytes(data)
+    with caplog.at_level(logging.INFO, "transfusion"):
+        outcome = train(tmp_path)
+    assert "resumed after step 4 of 6" in caplog.text
+    assert "its rows are left out" in caplog.text
+    assert [row["step"] for row in rows(tmp_path, outcome)] == [3, 4, 5, 6]
+    for name in WEIGHTS:
+        assert result_file(tmp_path, outcome, name) == result_file(*uninterrupted, name)
+
+
+@pytest.mark.parametrize("policy", ["halt", "skip"])
+def test_a_validation_that_is_no_number_goes_by_the_policy(tmp_path, policy, monkeypatch, caplog):
+    found = TransformerTrainee.validate
+    monkeypatch.setattr(
+        TransformerTrainee, "validate", lambda self: {**found(self), "lm_loss": math.nan}
+    )
+    if policy == "halt":
+        with pytest.raises(
+            NotFiniteError, match="validation after step 3: lm_loss nan, ema_lm_loss"
+        ):
+            train(tmp_path)
+        assert records(tmp_path)[-1].stem == "step-000002"
+        return
+    outcome = train(tmp_path, settings=config(on_nan="skip"))
+    assert "validation after step 3: lm_loss nan" in caplog.text
+    assert all("diffusion_loss" in row for row in rows(tmp_path, outcome, "validation"))
+    assert not any("lm_loss" in row for row in rows(tmp_path, outcome, "validation"))
 
 
 def test_files_without_a_record_are_never_loaded(uninterrupted, stopped, tmp_path, caplog):

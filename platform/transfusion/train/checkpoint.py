@@ -73,6 +73,24 @@ class CheckpointRecord(BaseModel):
     spikes: SpikeMemory = SpikeMemory()
     """What verdicts on later steps depend on, and the stretches of steps that were passed over by going back."""
 
+    digest: str | None = None
+    """sha256 of everything else here; records of before it was kept have none."""
+
+    def sealed(self) -> "CheckpointRecord":
+        """With its digest."""
+        return self.model_copy(update={"digest": self._digest()})
+
+    def faults(self, *, step: int) -> list[str]:
+        """What shows that the record is not as it was written, under the name of a step."""
+        if self.digest not in (None, self._digest()):
+            return ["the record was altered: its sha256 is another"]
+        if self.step != step:
+            return [f"the record is of step {self.step}: it was renamed"]
+        return []
+
+    def _digest(self) -> str:
+        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
+
 
 class Checkpoints:
     """The checkpoints of one run. `save` and `load` are called by every rank, together."""
@@ -184,12 +202,12 @@ class Checkpoints:
         return f"{self._folder}/step-{step:06d}.json"
 
     def _commit(self, record: CheckpointRecord) -> None:
-        faults = self._faults(record, read=False)
+        faults = self._faults([*record.files, *record.metrics], read=False)
         if faults:
             raise ArtifactError(
                 f"checkpoint of step {record.step} did not arrive whole: {faults[0]}"
             )
-        data = record.model_dump_json(indent=1).encode()
+        data = record.sealed().model_dump_json(indent=1).encode()
         if not self._store.create(self._record_path(record.step), data):
             # Another driver was first: its checkpoint is as good, and ours is only space.
             log.info("step %d has a checkpoint already; this one is dropped", record.step)
@@ -246,11 +264,11 @@ class Checkpoints:
                 faults = [str(error.errors()[0]["msg"])]
             else:
                 if record.fingerprint == self._fingerprint:
-                    faults = self._faults(record, read=True)
+                    faults = record.faults(step=step) or self._faults(record.files, read=True)
                 else:
                     faults = [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
                 if not faults:
-                    return record
+                    return record.model_copy(update={"metrics": self._whole(record.metrics)})
             log.warning(
                 "checkpoint of step %d is not used: %s: %s; the one before it is taken",
                 step,
@@ -263,16 +281,27 @@ class Checkpoints:
             self._store.delete(self._note)
         return None
 
-    def _faults(self, record: CheckpointRecord, *, read: bool) -> list[str]:
-        """What does not fit the record: files gone, of another size and, when read, of other bytes."""
-        folders = {str(Path(file.path).parent) for file in [*record.files, *record.metrics]}
+    def _whole(self, metrics: Sequence[StoredFile]) -> list[StoredFile]:
+        """Files of rows that are as they were written; a lost curve is no reason to train again."""
+        whole = []
+        for file in metrics:
+            faults = self._faults([file], read=True)
+            if faults:
+                log.warning("%s; its rows are left out of the run's metrics", faults[0])
+            else:
+                whole.append(file)
+        return whole
+
+    def _faults(self, files: Sequence[StoredFile], *, read: bool) -> list[str]:
+        """What does not fit: files gone, of another size and, when read, of other bytes."""
+        folders = {str(Path(file.path).parent) for file in files}
         sizes = {
             entry.path: entry.size_bytes
             for folder in sorted(folders)
             for entry in self._store.list(folder)
         }
         faults = []
-        for file in [*record.files, *record.metrics]:
+        for file in files:
             if file.path not in sizes:
                 faults.append(f"{self._store.url(file.path)} is gone")
             elif sizes[file.path] != file.bytes:

@@ -238,9 +238,27 @@ class _Run:
         reshard(trainee.model)
         averaged.exchange()
         trainee.model.train()
+        values = self._numbers(done, values)
         if self._first and values:
             timing = {"validation_s": time.perf_counter() - began}
             self._metrics.add("validation", step=done, values=values, timing=timing)
+
+    def _numbers(self, done: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Those that are numbers; by the policy for steps, one that is none ends the run."""
+        wrong = ", ".join(
+            f"{name} {value}" for name, value in values.items() if not finite({name: value})
+        )
+        if not wrong:
+            return dict(values)
+        told = f"validation after step {done}: {wrong}"
+        if self._config.on_nan == "halt":
+            raise NotFiniteError(
+                f"{told}: training stopped, and no checkpoint is made of these weights; look at the held-out "
+                f"documents, lower lr (peak {self._config.lr}), or set on_nan to skip to go on without the value"
+            )
+        if self._first:
+            log.warning("%s: the value is left out", told)
+        return {name: value for name, value in values.items() if finite({name: value})}
 
     def _preview(self, done: int) -> None:
         shown = self._trainee.preview(self._state.averaged)
