@@ -6,11 +6,15 @@ import sys
 import time
 
 import pytest
+import torch
+from safetensors.torch import load
 
-from tests.train.worlds import config, result_file, rows, train
+from tests.train.worlds import MadeUpSource, config, make_trainee, result_file, rows, train
 from transfusion.stage import TrainResources
 from transfusion.storage.local import LocalStore
 from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.parallel import local
+from transfusion.train.state import TrainingState
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -85,6 +89,8 @@ import torch.distributed as dist
 from tests.train.test_saver import BACKGROUND
 from tests.train.worlds import train
 from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.parallel import local
+from transfusion.train.state import TrainingState
 
 commit = Checkpoints._commit
 
@@ -113,3 +119,24 @@ def test_killed_between_the_files_and_the_record_the_save_never_was(calm, tmp_pa
         outcome = train(tmp_path)
     assert "resumed after step 2 of 6" in caplog.text
     assert_same(calm, (tmp_path, outcome))
+
+
+def test_without_an_average_the_weights_stand_for_it_and_take_no_memory_twice(tmp_path):
+    trainee = make_trainee(config(ema_decay=0.0), MadeUpSource())
+    state = TrainingState(trainee.model, trainee.config)
+    for name, weight in trainee.model.named_parameters():
+        average = local(state.averaged.weights[name])
+        assert average.untyped_storage().data_ptr() == local(weight).untyped_storage().data_ptr()
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "a", settings=config(ema_decay=0.0), stop_after=5)
+    resumed = train(tmp_path / "a", settings=config(ema_decay=0.0))
+    whole = train(tmp_path / "b", settings=config(ema_decay=0.0))
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert result_file(tmp_path / "a", resumed, name) == result_file(
+            tmp_path / "b", whole, name
+        )
+    raw, average = (
+        load(result_file(tmp_path / "b", whole, name))
+        for name in ("model.safetensors", "ema.safetensors")
+    )
+    assert all(torch.equal(raw[name], average[name]) for name in raw)

@@ -41,7 +41,7 @@ class LoopConfig(Config):
     """Gradients are scaled down to this global norm."""
 
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Limit of the decay of the averaged weights."""
+    """Limit of the decay of the averaged weights. 0 keeps none: the weights stand for them, in no memory more."""
 
     precision: Precision = "fp32"
     """`fp32`; `fp32_bf16_inner`: fp32 tensors, inner products in bf16 where the hardware is fast at them (AMX,

@@ -138,10 +138,16 @@ def num_copies(tensor: Tensor) -> int:
 class AveragedWeights:
     """Exponential moving average of a model's weights, sharded as they are, in fp32."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, kept: bool = True) -> None:
+        """Begins with the weights as they are.
+
+        Args:
+            kept: Otherwise the average is the weights themselves, in the same memory: that of a decay of 0.
+        """
         self._model = model
         self.weights = {
-            name: parameter.detach().clone() for name, parameter in model.named_parameters()
+            name: parameter.detach().clone() if kept else parameter.detach()
+            for name, parameter in model.named_parameters()
         }
 
     @torch.no_grad()

@@ -24,7 +24,7 @@ class TrainingState:
 
     def __init__(self, model: nn.Module, config: LoopConfig) -> None:
         self.model = model
-        self.averaged = AveragedWeights(model)
+        self.averaged = AveragedWeights(model, kept=config.ema_decay > 0)
         self._config = config
         self._optimizer = make_optimizer(model, config)
 
