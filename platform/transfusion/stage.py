@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from transfusion.config import Config
 
@@ -68,6 +68,10 @@ class TrainResources(Config):
     """Workers of a training stage."""
 
     num_workers: int = Field(2, ge=1)
+    min_workers: int | None = Field(None, ge=1)
+    """None for a fixed group. With fewer than `num_workers` the group starts with what the cluster has, goes on
+    smaller after the loss of a machine, and grows again from a checkpoint. Ray counts whole machines: where the
+    driver takes GPUs of a worker's machine, it may wait for a worker more than fit."""
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)
@@ -81,12 +85,40 @@ class TrainResources(Config):
     weights and attention; all but their inputs. Gradients are the same."""
     shard_group_size: int | None = Field(None, ge=1)
     """Workers that share one copy of weights and optimizer, such as those of a machine; groups hold copies and
-    exchange gradients only. All workers share one when left out."""
+    exchange gradients only. All workers share one when left out, and in a range of workers while their number
+    is no multiple of it."""
     peak_tflops: float | None = Field(None, gt=0)
     """Of a worker's device in dense bf16 products, for the model FLOPs' utilisation; known of common GPUs."""
     checkpoint_async: bool = False
     """Checkpoints are written from a copy in host memory while training goes on: takes as much memory as they
     do, and a worker's death costs one more."""
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """The fewest and the most workers that a group may have."""
+        return self.min_workers or self.num_workers, self.num_workers
+
+    def shard_group_for(self, workers: int) -> int | None:
+        """The size of a group among so many workers; None for all in one."""
+        size, (fewest, most) = self.shard_group_size, self.worker_range
+        uneven = size is not None and workers % size != 0
+        return None if fewest < most and uneven else size
+
+    @model_validator(mode="after")
+    def _range_is_one_and_groups_fit_its_ends(self) -> "TrainResources":
+        fewest, most = self.worker_range
+        if fewest > most:
+            raise ValueError(
+                f"min_workers must be at most num_workers, got {fewest} and {most}: lower it, raise num_workers, "
+                "or leave it out for a fixed number"
+            )
+        size = self.shard_group_size
+        if fewest < most and size is not None and (fewest % size or most % size):
+            raise ValueError(
+                f"shard_group_size must divide both ends of a range of workers, got {size} for {fewest} to "
+                f"{most}: set min_workers and num_workers to multiples of it, or leave it out"
+            )
+        return self
 
 
 class PoolResources(Config):

@@ -9,17 +9,18 @@ import pytest
 
 from tests.train.worlds import config, in_world, result_file, rows, train_and_keep
 from transfusion.errors import ArtifactError
-from transfusion.stage import Progress, Resources, StageContext
+from transfusion.stage import Progress, Resources, StageContext, TrainResources
 from transfusion.storage.store import open_store
 from transfusion.train.worker import train_on_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def fit(folder, marker, number=signal.SIGKILL):
+def fit(folder, marker, number=signal.SIGKILL, train=None):
     context = StageContext(
         name="train", uses="run", version=1, fingerprint="f" * 64, store=open_store(str(folder)),
-        resources=Resources(), scratch=folder, log=logging.getLogger("transfusion.test"),
+        resources=Resources(train=train or TrainResources()), scratch=folder,
+        log=logging.getLogger("transfusion.test"),
         progress=lambda **told: Progress(logging.getLogger("transfusion.test"), every_s=0.0, **told),
     )  # fmt: skip
     values = {**config().resolved(), "case": {"marker": marker, "signal": int(number)}}
@@ -64,3 +65,18 @@ def test_a_worker_that_is_to_go_saves_first_and_the_same_command_goes_on(
         made = fit(tmp_path, marker=marker)
     assert f"resumed after step {int(newest.stem[5:])} of 6" in caplog.text
     assert made.metrics["train.loss"] > 0
+
+
+def test_a_range_of_workers_starts_with_those_that_there_is_room_for(ray_cluster, tmp_path, caplog):
+    """At most four on two CPUs; one is killed, and the group that starts again is a range as well."""
+    folder = tmp_path / "ranged"
+    folder.mkdir()
+    with caplog.at_level(logging.INFO, "transfusion"):
+        ranged = TrainResources(num_workers=4, min_workers=1)
+        made = fit(folder, marker=str(tmp_path / "marker"), train=ranged)
+    assert "2 of at most 4 workers" in caplog.text
+    assert re.search("resumed after step [24] of 6", caplog.text)
+    in_world(2, train_and_keep, tmp_path)
+    fixed = json.loads((tmp_path / "outcome.json").read_text())
+    outcome = {"files": [file.model_dump() for file in made.files]}
+    assert rows(folder, outcome) == rows(tmp_path, fixed)

@@ -174,7 +174,7 @@ def _demands(profile: Profile, target: Target) -> list[_Demand]:
             _Demand("serve", serve.max_replicas, serve.cpus_per_replica, serve.gpus_per_replica)
         ]
     return [
-        _Demand("train", train.num_workers, train.cpus_per_worker, train.gpus_per_worker),
+        _Demand("train", train.worker_range[0], train.cpus_per_worker, train.gpus_per_worker),
         _Demand("pool", pool.num_actors, pool.cpus_per_actor, pool.gpus_per_actor),
         _Demand("driver", 1, driver.cpus, driver.gpus),
     ]

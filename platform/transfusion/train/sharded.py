@@ -43,7 +43,7 @@ def make_sharded(
     checkpoint_blocks(model.blocks, resources.activation_checkpointing)
     if config.compile:
         compile_blocks(model.blocks)
-    mesh = data_mesh(device, shard_group_size=resources.shard_group_size)
+    mesh = data_mesh(device, shard_group_size=resources.shard_group_for(dist.get_world_size()))
     shard(model, blocks=model.blocks, mesh=mesh, precision=config.precision)
     model.to_empty(device=device)
     whole: TransfusionModel | None = None

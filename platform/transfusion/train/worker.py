@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
@@ -23,13 +23,22 @@ from transfusion.stage import StageContext, TrainResources
 from transfusion.train.lease import lease
 from transfusion.train.status import Teller, follow
 
+if TYPE_CHECKING:
+    from ray.train import ScalingConfig
+
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the end of a run is seen by polling, 2 s by default
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # 60 s is short where a node must be started first
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
 """Ray Train's own knobs; what the environment sets already stands."""
+
+START_TIMEOUT_S = {"fixed": 300, "range": 60}
+"""How long a group waits for its machines before Ray Train counts them again. A fixed one may have to wait until
+they are started; a range is sized by those of some seconds ago, and one just lost may be among them."""
+
+RESIZE_INTERVAL_S = 600.0
+"""How often a group may grow where its number of workers is a range: it starts again from a checkpoint for it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +87,10 @@ def train_on_ray(
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    resources = context.resources.train
+    fewest, most = resources.worker_range
+    timeout_s = START_TIMEOUT_S["range" if fewest < most else "fixed"]
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -86,7 +99,6 @@ def train_on_ray(
     if len(ray.nodes()) == 1:
         # One node is not drained under us; the watcher would be one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    resources = context.resources.train
     use_gpu = resources.gpus_per_worker > 0
     job = TrainJob(
         build=build,
@@ -102,9 +114,6 @@ def train_on_ray(
         use_gpu=use_gpu,
         status_key=f"transfusion.train/{uuid.uuid4().hex}",
     )
-    worker_resources = {"CPU": resources.cpus_per_worker}
-    if use_gpu:
-        worker_resources["GPU"] = resources.gpus_per_worker
     storage = tempfile.mkdtemp(prefix="ray-train-")
     trainer = TorchTrainer(
         train_worker,
@@ -113,11 +122,7 @@ def train_on_ray(
             backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
             timeout_s=resources.collective_timeout_s,
         ),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.num_workers,
-            use_gpu=use_gpu,
-            resources_per_worker=worker_resources,
-        ),
+        scaling_config=scaling(resources),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,
             storage_path=storage,
@@ -132,7 +137,7 @@ def train_on_ray(
                 job.status_key,
                 context,
                 steps=steps,
-                workers=resources.num_workers,
+                workers=most,
                 unit=unit,
             ),
         ):
@@ -149,6 +154,23 @@ def train_on_ray(
         metadata=returned["metadata"],
         metrics=returned["metrics"],
         timings=returned["timings"],
+    )
+
+
+def scaling(resources: TrainResources) -> "ScalingConfig":
+    """The workers that Ray Train is asked for."""
+    from ray.train import ScalingConfig
+
+    fewest, most = resources.worker_range
+    use_gpu = resources.gpus_per_worker > 0
+    each = {"CPU": resources.cpus_per_worker}
+    if use_gpu:
+        each["GPU"] = resources.gpus_per_worker
+    return ScalingConfig(
+        num_workers=(fewest, most) if fewest < most else most,
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+        use_gpu=use_gpu,
+        resources_per_worker=each,
     )
 
 
@@ -181,6 +203,10 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             module, _, function = job.build.partition(":")
             inputs = {role: open_artifact(store, path) for role, path in job.inputs.items()}
             resources = TrainResources.model_validate(job.resources)
+            if dist.get_rank() == 0 and resources.worker_range[0] < resources.num_workers:
+                logger.info(
+                    "%d of at most %d workers", dist.get_world_size(), resources.num_workers
+                )
             builder = getattr(importlib.import_module(module), function)
             trainee = builder(job.config, inputs, device, resources)
         except TransfusionError as error:
