@@ -1,6 +1,6 @@
 """The body of the averaging stage: several model packages become one, tensor by tensor."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.publish import publish_folder
 from transfusion.config import flattened
 from transfusion.errors import ArtifactError
+from transfusion.model.weights_file import LazyTensors, likes
 from transfusion.package.average import AverageConfig
 from transfusion.package.format import (
     AUTOENCODER,
@@ -92,13 +93,13 @@ def average_packages(
     return verify_package(folder)
 
 
-class MeanTensors(Mapping[str, Tensor]):
+class MeanTensors(LazyTensors):
     """The weighted mean of files of weights. One tensor is computed when it is asked for, in fp64."""
 
     def __init__(self, files: Mapping[str, Any], shares: Mapping[str, float]) -> None:
         self._files = files
         self._shares = shares
-        self._names = sorted(next(iter(files.values())).keys())
+        super().__init__(likes(next(iter(files.values()))), self._mean)
 
     def faults(self) -> list[str]:
         """Tensors that are not the same in all files: missing, of another shape or type."""
@@ -115,7 +116,7 @@ class MeanTensors(Mapping[str, Tensor]):
             if described[role].get(name) != described[first].get(name)
         ]
 
-    def __getitem__(self, name: str) -> Tensor:
+    def _mean(self, name: str) -> Tensor:
         mean = None
         for role, file in self._files.items():
             tensor = file.get_tensor(name)
@@ -124,12 +125,6 @@ class MeanTensors(Mapping[str, Tensor]):
             mean = term if mean is None else mean.add_(term)
         assert mean is not None
         return mean.to(dtype)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def _open(place: Path) -> Any:

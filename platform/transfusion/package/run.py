@@ -12,6 +12,7 @@ from transfusion.config import validate
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.model.config import ModelConfig
+from transfusion.model.weights_file import LazyTensors, read_tensors
 from transfusion.package.config import PackageStageConfig, check_solver
 from transfusion.package.format import (
     TOKENIZER,
@@ -124,9 +125,6 @@ def _check_belongs(inputs: Mapping[str, Artifact]) -> None:
         raise ArtifactError("\n".join(faults))
 
 
-def _weights(run_: Artifact, name: Weights, config: PackageStageConfig) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
+def _weights(run_: Artifact, name: Weights, config: PackageStageConfig) -> LazyTensors:
     dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
-    tensors = load_file(run_.local(WEIGHT_FILES[name]))
-    return {key: tensor.to(dtype) for key, tensor in tensors.items()}
+    return read_tensors(run_.local(WEIGHT_FILES[name]), dtype=dtype)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from transfusion.autoencoder.autoencoder import FILES
+from transfusion.model.weights_file import Tensors, like_of, write_tensors
 from transfusion.package.card import model_card
 from transfusion.package.format import (
     AUTOENCODER,
@@ -26,7 +25,7 @@ def write_package(
     folder: Path,
     *,
     config: PackageConfig,
-    weights: Mapping[Weights, Mapping[str, Tensor]],
+    weights: Mapping[Weights, Tensors],
     tokenizer: bytes,
     autoencoder: Path,
 ) -> PackageConfig:
@@ -34,20 +33,17 @@ def write_package(
 
     Args:
         config: All but `files`, which is filled in here.
-        weights: Parameters by name, for each file of weights; one file's are held at a time.
+        weights: Parameters by name, for each file of weights; lazy ones are held one at a time.
         autoencoder: A folder in the diffusers layout with its latent statistics.
 
     Returns:
         The config as written.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     num_parameters = 0
     for name, parameters in weights.items():
-        tensors = {key: parameters[key].detach().cpu().contiguous() for key in sorted(parameters)}
-        num_parameters = sum(tensor.numel() for tensor in tensors.values())
-        save_file(tensors, folder / WEIGHT_FILES[name], metadata={"format": "pt"})
+        num_parameters = sum(tensor.numel() for tensor in like_of(parameters).values())
+        write_tensors(folder / WEIGHT_FILES[name], parameters)
     (folder / TOKENIZER).write_bytes(tokenizer)
     # Not the folder whole: durations in the metrics beside them would give a model other bytes every time.
     (folder / AUTOENCODER).mkdir()

@@ -166,13 +166,18 @@ class AveragedWeights:
             average.copy_(held)
 
 
+def full(tensor: Tensor) -> Tensor:
+    """All of a sharded tensor, on every rank, where its shards are; every rank must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole tensors on CPU, on rank 0 only; every rank must call it. One tensor is gathered at a time."""
     whole: dict[str, Tensor] = {}
     for name, tensor in weights.items():
-        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        gathered = full(tensor)
         if dist.get_rank() == 0:
-            whole[name] = full.detach().cpu().clone()
+            whole[name] = gathered.detach().cpu().clone()
     return whole
 
 

@@ -1,17 +1,21 @@
 """The model of a run: drawn or loaded on one rank, sharded over all; and from there to files. Plain torch."""
 
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from transfusion.model.transformer import TransfusionModel
+from transfusion.model.weights_file import LazyTensors, file_order, write_tensors
 from transfusion.sequence.special import SpecialIds
 from transfusion.stage import TrainResources
 from transfusion.train import width
 from transfusion.train.blocks import checkpoint_blocks, compile_blocks
 from transfusion.train.config import TrainConfig
-from transfusion.train.parallel import AveragedWeights, data_mesh, fill, gather, shard
+from transfusion.train.parallel import AveragedWeights, data_mesh, fill, full, shard
 from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
 
 RAW_NAME, AVERAGED_NAME = "model.safetensors", "ema.safetensors"
@@ -68,14 +72,20 @@ def make_sharded(
 
 
 def write_weights(model: torch.nn.Module, averaged: AveragedWeights, folder: Path) -> None:
-    """Raw and averaged weights as safetensors, on rank 0; gathering them is for every rank."""
-    from safetensors.torch import save_file
+    """Raw and averaged weights as safetensors, on rank 0; every rank must call it.
 
+    One tensor is whole at a time, so a model need not fit where a rank runs.
+    """
     for name, weights in (
         (RAW_NAME, dict(model.named_parameters())),
         (AVERAGED_NAME, averaged.weights),
     ):
-        whole = gather(weights)
         if dist.get_rank() == 0:
-            tensors = {key: tensor.contiguous() for key, tensor in whole.items()}
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+            write_tensors(folder / name, LazyTensors(weights, partial(_full_of, weights)))
+        else:
+            for key in file_order(weights):
+                full(weights[key])
+
+
+def _full_of(weights: Mapping[str, Tensor], name: str) -> Tensor:
+    return full(weights[name])
