@@ -234,6 +234,53 @@ def test_settings_of_a_start_that_contradict_each_other_are_refused(changed, rol
     assert told in fault
 
 
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A package that learned on a grid of two by two."""
+    folder = tmp_path_factory.mktemp("placed")
+    return tiny_package(folder, model=model_config(patch_positions="sinusoidal_2d"))
+
+
+@pytest.mark.parametrize(
+    ("options", "grid_side", "told"),
+    [
+        ({"patch_positions": "sinusoidal_2d"}, 4, True),
+        ({"patch_positions": "sinusoidal_2d"}, 2, False),
+        ({"patch_positions": "sinusoidal_2d", "position_grid": 2}, 4, False),
+        ({"patch_positions": "sinusoidal_2d", "position_grid": 3}, 2, True),
+    ],
+)
+def test_another_grid_than_the_one_learned_on_is_told_of_with_the_value_to_set(
+    placed, special, caplog, options, grid_side, told
+):
+    begin(fresh(special, **options), Start(placed, grid_side=grid_side), special=special)
+    assert ("set model.position_grid to 2" in caplog.text) == told
+
+
+def test_ranks_in_the_sequence_need_no_other_grid(package, special, caplog):
+    begin(fresh(special), Start(package, grid_side=4), special=special)
+    assert "position_grid" not in caplog.text
+
+
+def test_a_model_goes_on_at_twice_the_resolution(world, placed, special):
+    model = model_config(patch_positions="sinusoidal_2d", position_grid=2)
+    trainee = TransformerTrainee(
+        config(model=model),
+        MadeUpSource(scale=2),
+        num_pieces=NUM_PIECES,
+        latent_channels=LATENT[0],
+        device=torch.device("cpu"),
+        start=Start(placed, strict=False, grid_side=4),
+    )
+    before = whole(trainee)
+    expected = load_package(placed).model.state_dict()
+    assert torch.equal(before["down.conv_in.weight"], expected["down.conv_in.weight"])
+    trained(trainee)
+    assert all(p.isfinite().all() for p in whole(trainee).values())
+    assert not torch.equal(whole(trainee)["down.conv_in.weight"], before["down.conv_in.weight"])
+    assert trainee.validate()["diffusion_loss"] > 0
+
+
 def test_settings_of_a_start_that_go_together_are_taken():
     settings: TrainConfig = config(
         model=model_config(weights="by_modality"), frozen_text=True, lr_scale_pretrained=0.5

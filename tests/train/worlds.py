@@ -36,11 +36,15 @@ class MadeUpSource:
         lanes: int = 3,
         spoilt: Collection[tuple[int, int]] = (),
         loud: Collection[int] = (),
+        scale: int = 1,
     ) -> None:
         self.lanes = lanes
         self.num_validation = 2
         self._spoilt = spoilt
         self._loud = loud
+        self._scale = scale
+        """Latents are so many times as high and as wide."""
+        self._shape = (LATENT[0], scale * LATENT[1], scale * LATENT[2])
 
     def micro_batch(self, step: int, lane: int) -> PackedBatch:
         batch = self._batch(np.random.default_rng([step, lane]))
@@ -67,11 +71,13 @@ class MadeUpSource:
                 length = int(draw.integers(2, 6))
                 text = TextSpan(draw.integers(0, NUM_PIECES, length).astype(np.int32))
                 image = ImageInput(
-                    latent=draw.standard_normal(LATENT, np.float32),
-                    noise=draw.standard_normal(LATENT, np.float32),
+                    latent=draw.standard_normal(self._shape, np.float32),
+                    noise=draw.standard_normal(self._shape, np.float32),
                     timestep=int(draw.integers(0, 1000)),
                 )
-                documents.append(Document((text, ImageSpan(2, 2, image))))
+                documents.append(
+                    Document((text, ImageSpan(2 * self._scale, 2 * self._scale, image)))
+                )
             sequences.append(documents)
         return self._assemble(sequences)
 
@@ -80,10 +86,10 @@ class MadeUpSource:
             sequences,
             layout=SequenceLayout(patch_size=2),
             special=SPECIAL,
-            sequence_length=32,
+            sequence_length=32 * self._scale,
             image_slots=4,
             text_rows=40,
-            latent_shape=LATENT,
+            latent_shape=self._shape,
         )
 
 

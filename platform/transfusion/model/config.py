@@ -91,6 +91,11 @@ class ModelConfig(Config):
     patch_positions: PatchPositions = "raster"
     """What a patch is told of its place: its rank in the sequence alone, or row and column as well."""
 
+    position_grid: int | None = Field(None, ge=1, exclude_if=lambda value: value is None)
+    """Of `sinusoidal_2d`: patches along the longer side of the grid that positions were learned on. Rows and
+    columns of any other grid are spread over that range, so that a model goes on at another resolution with places
+    it knows. The grid of the images itself when left out. `raster` has ranks alone, and nothing to spread."""
+
     noisy_skip: NoisySkipName = "none"
     """Whether the noisy latent goes past everything to the output, weighed by gains of t. The paper has none;
     a short run needs it (`model.skip`)."""
@@ -108,6 +113,11 @@ class ModelConfig(Config):
         if self.num_heads % self.kv_heads:
             raise ValueError(
                 f"num_kv_heads must divide num_heads {self.num_heads}, got {self.num_kv_heads}"
+            )
+        if self.position_grid is not None and self.patch_positions != "sinusoidal_2d":
+            raise ValueError(
+                "position_grid spreads rows and columns, which only patch_positions 'sinusoidal_2d' has, got "
+                f"{self.position_grid} with {self.patch_positions!r}; leave it out"
             )
         if self.adapter == "unet" and (self.time_token or self.image_head != "linear"):
             raise ValueError(

@@ -144,7 +144,12 @@ class TransfusionModel(nn.Module):
         encoded = self.down(noisy, timesteps)
         patches, skips = encoded.patches, encoded.skips
         if self.config.patch_positions == "sinusoidal_2d":
-            where = sinusoid_2d(encoded.grid, patches.shape[2], device=patches.device)
+            where = sinusoid_2d(
+                encoded.grid,
+                patches.shape[2],
+                device=patches.device,
+                learned_side=self.config.position_grid,
+            )
             # A time token before the patches stands nowhere.
             where = F.pad(where, (0, 0, patches.shape[1] - where.shape[0], 0))
             patches = patches + where.to(patches.dtype)

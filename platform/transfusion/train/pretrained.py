@@ -46,6 +46,8 @@ class Start(NamedTuple):
     strict: bool = True
     tokenizer: bytes | None = None
     """Of the mixture, to be compared with that of the folder."""
+    grid_side: int | None = None
+    """Patches along the longer side of the mixture's images."""
 
 
 class Begun(NamedTuple):
@@ -70,6 +72,8 @@ class Source:
     read: Callable[[str], Tensor]
     ids: Mapping[int, int]
     """For ids of the model the source's id whose row they take."""
+    position_grid: int | None = None
+    """Patches along the longer side of the grid that places of patches were learned on, where there are any."""
 
 
 def begin(model: TransfusionModel, start: Start, *, special: SpecialIds) -> Begun:
@@ -97,6 +101,7 @@ def begin(model: TransfusionModel, start: Start, *, special: SpecialIds) -> Begu
     rest = parameters.keys() - {*loaded, *copied}
     begun = Begun(loaded, copied, [name for name in parameters if name in rest])
     _tell(start, begun, parameters, misfits, new_ids=special.vocab_size - len(source.ids))
+    _tell_positions(model.config, source, start)
     return begun
 
 
@@ -140,12 +145,14 @@ def _package(folder: Path, special: SpecialIds) -> Source:
     named = {getattr(special, n): getattr(theirs, n) for n in ("pad", "bos", "eos", "boi", "eoi")}
     for code in range(min(special.num_codes, theirs.num_codes)):
         named[special.first_code + code] = theirs.first_code + code
+    longer = max(config.latent_height, config.latent_width) // config.model.patch_size
     return Source(
         config=config.model,
         compared=TRANSFORMER + IMAGES,
         shapes={name: tuple(file.get_slice(name).get_shape()) for name in file.keys()},  # noqa: SIM118
         read=file.get_tensor,
         ids={**{piece: piece for piece in range(pieces)}, **named},
+        position_grid=config.model.position_grid or longer,
     )
 
 
@@ -245,6 +252,17 @@ def _tell(
     if misfits:
         told.append(f"left out: {_some(list(misfits))}")
     log.info("; ".join(told))
+
+
+def _tell_positions(model: ModelConfig, source: Source, start: Start) -> None:
+    """Warns where rows and columns would mean other places than those that were learned."""
+    theirs = source.position_grid if source.config.patch_positions == "sinusoidal_2d" else None
+    ours = model.position_grid or start.grid_side
+    if model.patch_positions == "sinusoidal_2d" and None not in (theirs, ours) and theirs != ours:
+        log.warning(
+            f"init_from {start.folder}: places of patches were learned on a grid of {theirs} patches a side, and "
+            f"here they count {ours}: set model.position_grid to {theirs} to go on with the places it knows"
+        )
 
 
 def _some(names: Sequence[str]) -> str:

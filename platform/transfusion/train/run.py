@@ -108,7 +108,12 @@ def _start(config: TrainConfig, plan: Mixture, inputs: Mapping[str, Artifact]) -
         folder = Path(config.init_from).expanduser()
     else:
         return None
-    return Start(folder, strict=config.init_strict, tokenizer=_tokenizer(plan, inputs["mixture"]))
+    return Start(
+        folder,
+        strict=config.init_strict,
+        tokenizer=_tokenizer(plan, inputs["mixture"]),
+        grid_side=max(plan.latent_height, plan.latent_width) // config.model.patch_size,
+    )
 
 
 def _tokenizer(plan: Mixture, mixture: Artifact) -> bytes | None:
