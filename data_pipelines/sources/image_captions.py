@@ -11,7 +11,8 @@ from posixpath import dirname, join, normpath, splitext
 from typing import Any
 
 from data_pipelines.documents import Rejected
-from data_pipelines.sources.cells import metadata_of
+from data_pipelines.sources.cells import BadRow, metadata_of
+from data_pipelines.sources.class_prompts import ClassPrompt
 from data_pipelines.sources.files import key_of
 from data_pipelines.sources.places import Place
 from transfusion.config import JSON
@@ -25,7 +26,13 @@ class Captions:
     """What is said of each file, and what is wrong with the metadata."""
 
     def __init__(
-        self, place: Place, names: Sequence[str], *, column: str, metadata: Sequence[str] = ()
+        self,
+        place: Place,
+        names: Sequence[str],
+        *,
+        column: str,
+        metadata: Sequence[str] = (),
+        class_prompt: ClassPrompt | None = None,
     ) -> None:
         self.faults: list[Rejected] = []
         self._place = place
@@ -33,6 +40,7 @@ class Captions:
         self._rows: dict[str, str | Rejected | None] = {}
         self._metadata: dict[str, dict[str, JSON]] = {}
         self._columns = metadata
+        self._prompt = class_prompt
         for name in names:
             if name.rsplit("/", 1)[-1] in _READERS:
                 self._take(name, column)
@@ -77,7 +85,16 @@ class Captions:
             name = normpath(join(folder, file_name))
             if self._columns and name not in self._rows:
                 self._metadata[name] = metadata_of(row, self._columns)
-            self._name(where, name, file_name, row.get(column))
+            self._name(where, name, file_name, self._said(file_name, row.get(column), column))
+
+    def _said(self, file_name: str, value: Any, column: str) -> Any:
+        """The value, or the prompt that it stands for."""
+        if self._prompt is None:
+            return value
+        try:
+            return self._prompt.of(value, column=column)
+        except BadRow as bad:
+            return Rejected(file_name, bad.reason, bad.detail)
 
     def _name(self, where: str, name: str, shown: str, said: Any) -> None:
         shown = shown.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -89,6 +106,8 @@ class Captions:
             self.faults.append(Rejected(where, "duplicate_key", f"{shown} has an earlier row"))
         elif said is None or isinstance(said, str):
             self._rows[name] = caption_of(said)
+        elif isinstance(said, Rejected):
+            self._rows[name] = said
         else:
             detail = f"{where}: the caption is a {type(said).__name__}"
             self._rows[name] = Rejected(shown, "bad_caption", detail)

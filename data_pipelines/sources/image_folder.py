@@ -6,8 +6,8 @@ to the metadata's folder, and a caption. An image that no row gives a caption ta
 
 Every image and every row is accounted for. Rejected are: a row whose file is missing (`missing_file`) or outside
 the folder (`outside_folder`), a second row of one file (`duplicate_key`), a row that cannot be read
-(`bad_metadata`), an image whose caption is no text (`bad_caption`), that has none (`no_caption`) or that cannot
-be read (`unreadable`).
+(`bad_metadata`), an image whose caption is no text (`bad_caption`) or whose class has no name (`unknown_label`),
+that has none (`no_caption`) or that cannot be read (`unreadable`).
 
 Shards are groups of images by a hash of their key, split where one grows too large: adding a file changes one.
 
@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from data_pipelines.documents import Document, Image, Rejected, Segment, Text
+from data_pipelines.sources.class_prompts import ClassPrompt
 from data_pipelines.sources.files import key_of, path_of
 from data_pipelines.sources.places import (
     Place,
@@ -56,6 +57,9 @@ class ImageFolderConfig(Config):
 
     caption_column: str = Field(default="text", min_length=1)
     """The metadata's column that holds the caption."""
+
+    class_prompt: ClassPrompt | None = None
+    """For a column of class labels: what is said of an image is the prompt of its class. A .txt file has none."""
 
     metadata_columns: tuple[str, ...] = ()
     """Further columns that go along as metadata, for filters of a mixture, where they are there."""
@@ -159,7 +163,11 @@ def _rows(config: ImageFolderConfig) -> Iterator[dict[str, Any]]:
     place = open_place(config.path, where="image_folder")
     names = list(map(path_of, place.keys()))
     captions = Captions(
-        place, names, column=config.caption_column, metadata=config.metadata_columns
+        place,
+        names,
+        column=config.caption_column,
+        metadata=config.metadata_columns,
+        class_prompt=config.class_prompt,
     )
     images = sorted({name for name in names if _is_image(name)} | captions.named_files())
     for fault in captions.faults:

@@ -2,9 +2,9 @@
 
 One shard a file, read a few rows at a time. Rejected are: a row without image bytes (`image_missing`; a path alone
 is none), with an image (`image_not_bytes`) or a caption (`not_text`) of another type, without a caption
-(`no_caption`), with a caption that is no good text (`nul_character`, `too_long`, `unreadable_value`), without a
-good key (`bad_key`), and the rows of a row group from where on it cannot be read (`broken_parquet`). A column
-that is not there is an error that names those that are.
+(`no_caption`), of a class without a name (`unknown_label`), with a caption that is no good text (`nul_character`,
+`too_long`, `unreadable_value`), without a good key (`bad_key`), and the rows of a row group from where on it
+cannot be read (`broken_parquet`). A column that is not there is an error that names those that are.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from pydantic import Field
 
 from data_pipelines.documents import Document, Image, Rejected, Text
 from data_pipelines.sources.cells import BadRow, Named, image_of, text_of
+from data_pipelines.sources.class_prompts import ClassPrompt
 from data_pipelines.sources.drafts import Draft, RowsConfig, list_row_shards, read_row_shard
 from data_pipelines.sources.row_files import PARQUET_SUFFIXES, Row
 from data_pipelines.sources.source import ShardDescriptor
@@ -28,6 +29,9 @@ class ParquetImagesConfig(RowsConfig):
 
     caption_column: str | None = Field(default="text", min_length=1)
     """None for images that have no captions."""
+
+    class_prompt: ClassPrompt | None = None
+    """For a column of class labels: what is said of an image is the prompt of its class."""
 
     without_caption: Literal["reject", "image_only"] = "reject"
     """What becomes of a row whose caption is null or blank: rejected, or a document of the image alone."""
@@ -94,6 +98,8 @@ def _caption(config: ParquetImagesConfig, row: Row) -> list[Text | Image | Named
     if config.caption_column is None:
         return []
     value = row.values.get(config.caption_column)
+    if config.class_prompt is not None:
+        value = config.class_prompt.of(value, column=config.caption_column)
     if value is not None and (caption := text_of(value, column=config.caption_column)).strip():
         return [Text(caption)]
     if config.without_caption == "image_only":

@@ -85,6 +85,61 @@ def test_metadata_of_each_kind_gives_the_captions(tmp_path: Path, kind: str) -> 
     assert _outcomes(tmp_path, caption_column="tags")["deep/b.jpg"] == "y"
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_labels_become_the_prompts_of_their_classes(tmp_path: Path, kind: str) -> None:
+    for key in ("a.png", "b.png", "c.png", "d.png"):
+        _image(tmp_path, key)
+    (tmp_path / "d.txt").write_text("said beside it")
+    _metadata(kind, tmp_path, [
+        {"file_name": "a.png", "label": "1"},
+        {"file_name": "b.png", "label": "0"},
+        {"file_name": "c.png", "label": "2"},
+        {"file_name": "d.png", "label": None},
+    ])  # fmt: skip
+    prompt = {"template": "an image of a {label}.", "names": ("tench", "goldfish")}
+    found = _outcomes(tmp_path, caption_column="label", class_prompt=prompt)
+    expected = {
+        "a.png": "an image of a goldfish.",
+        "b.png": "an image of a tench.",
+        "c.png": "[unknown_label]",
+        "d.png": "said beside it",
+    }
+    assert found == expected
+    by_label = prompt | {"names": {"0": "tench", "1": "goldfish"}}
+    assert _outcomes(tmp_path, caption_column="label", class_prompt=by_label) == expected
+    # Without names labels are names, and MonoFormer's words are the default.
+    plain = _outcomes(tmp_path, caption_column="label", class_prompt={})
+    assert plain["c.png"] == "Please generate an image of 2"
+
+
+def test_numbers_are_labels_only_with_names(tmp_path: Path) -> None:
+    for key in ("a.png", "b.png"):
+        _image(tmp_path, key)
+    _metadata("jsonl", tmp_path, [
+        {"file_name": "a.png", "label": 0}, {"file_name": "b.png", "label": True},
+    ])  # fmt: skip
+    bare = _outcomes(tmp_path, caption_column="label", class_prompt={})
+    assert bare == {"a.png": "[unknown_label]", "b.png": "[unknown_label]"}
+    named = _outcomes(tmp_path, caption_column="label", class_prompt={"names": ("cat", "dog")})
+    assert named == {"a.png": "Please generate an image of cat", "b.png": "[unknown_label]"}
+
+
+def test_the_words_of_a_prompt_are_part_of_the_identity(tmp_path: Path) -> None:
+    _image(tmp_path, "a.png")
+    _metadata("jsonl", tmp_path, [{"file_name": "a.png", "label": "cat"}])
+    here = {"path": str(tmp_path), "caption_column": "label"}
+    bare = ImageFolderConfig(**here)
+    assert "class_prompt" not in bare.identity()
+    one, other = (
+        ImageFolderConfig(**here, class_prompt={"template": words})
+        for words in ("a {label}", "the {label}")
+    )
+    assert identities(one) != identities(other)
+    assert one.identity() != other.identity() != bare.identity()
+    with pytest.raises(ValueError, match=r"template must hold \{label\}"):
+        ImageFolderConfig(**here, class_prompt={"template": "a picture"})
+
+
 def test_every_bad_row_and_image_is_named_with_its_reason(tmp_path: Path) -> None:
     for key in ("a.png", "b.png", "c.png", "odd.bin", "half.png"):
         _image(tmp_path, key)

@@ -155,6 +155,21 @@ def test_columns_of_another_type_reject_their_rows(
     }
 
 
+def test_labels_become_the_prompts_of_their_classes(tmp_path: Path) -> None:
+    place = _write(
+        tmp_path / "classes.parquet",
+        {"image": [picture(n) for n in range(4)], "label": pa.array([1, 0, 7, None], pa.int64())},
+    )
+    prompt = {"template": "draw a {label}", "names": ("cat", "dog")}
+    found = rows_of("parquet_images", path=str(place), caption_column="label", class_prompt=prompt)
+    told = [row.reason if isinstance(row, Rejected) else row.segments[0].text for row in found]
+    assert told == ["draw a dog", "draw a cat", "unknown_label", "no_caption"]
+    here = {"path": str(place), "caption_column": "label"}
+    assert identities(ParquetImagesConfig(**here)) != identities(
+        ParquetImagesConfig(**here, class_prompt=prompt)
+    )
+
+
 def test_a_column_that_is_not_there_is_an_error_that_names_those_that_are(tmp_path: Path) -> None:
     path = _write(tmp_path / "a.parquet", {"jpg": [b"x"], "caption": ["y"]})
     with pytest.raises(ArtifactError, match=r"a\.parquet: .*'image' and none 'text'.*jpg, caption"):
