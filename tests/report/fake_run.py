@@ -7,6 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -25,6 +26,7 @@ from transfusion.artifacts.publish import publish_folder
 from transfusion.artifacts.shards import REJECTS, ROWS, Reject, rejects_table
 from transfusion.artifacts.tables import store_table
 from transfusion.storage.store import Store
+from transfusion.train.pictures import png_row
 
 COLORS = {
     "red": (225, 40, 40), "yellow": (240, 200, 30), "green": (40, 165, 60),
@@ -203,7 +205,14 @@ def _autoencoder(run: FakeRun, folder: Path) -> None:
 
 
 def _training(run: FakeRun, folder: Path, steps: int) -> None:
-    folder.mkdir(parents=True)
+    (folder / "previews").mkdir(parents=True)
+    with Image.open(io.BytesIO(drawn("red", "circle"))) as image:
+        strip_png = png_row(np.stack([np.asarray(image.convert("RGB"))] * 8))
+    every = max(1, steps // 10)
+    for step in range(every, steps + 1, every):
+        strip = folder / "previews" / f"step-{step:06d}"
+        strip.with_suffix(".png").write_bytes(strip_png)
+        strip.with_suffix(".json").write_text(json.dumps({"prompts": ["a red circle", HOSTILE]}))
     draw, rows = random.Random(0), []
     for step in range(1, steps + 1):
         at = step / steps

@@ -133,6 +133,14 @@ def test_verdicts_are_counted_over_all_samples_and_shown_on_those_that_fit(
     assert "the first" in page
 
 
+def test_strips_drawn_on_the_way_are_shown_from_first_to_last_in_their_width(tree: Tree) -> None:
+    strips = [one for one in tree.all("img") if one["alt"].startswith("drawn after step")]
+    # Of ten, six: the last of each sixth.
+    assert [int(one["alt"].split()[-1]) for one in strips] == [125, 375, 625, 750, 1000, 1250]
+    assert {(one["width"], one["height"]) for one in strips} == {("800", "100")}
+    assert f"from left to right: a red circle; {HOSTILE}" in tree.text
+
+
 def test_the_time_that_training_waited_for_data_is_told(page: str) -> None:
     # 4 ms of each step of 160 ms.
     assert "Waiting for data: 2.50% of the time of all steps." in page

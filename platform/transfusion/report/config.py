@@ -17,6 +17,9 @@ class ReportConfig(Config):
     max_image_px: int = Field(256, ge=8)
     """Longer side of an embedded image; larger ones are scaled down."""
 
+    max_previews: int = Field(6, ge=0)
+    """Strips of pictures that the run drew on the way, evenly spread over it, the last among them."""
+
     max_points: int = Field(1000, ge=10)
     """Points a curve is thinned to; peaks survive it."""
 

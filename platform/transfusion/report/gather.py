@@ -29,6 +29,7 @@ from transfusion.report.lineage import (
 from transfusion.report.mixture import read_statistics
 from transfusion.report.pictures import Album
 from transfusion.report.pipeline import anchor, pipeline_diagram
+from transfusion.report.previews import read_previews
 from transfusion.report.scores import CEILINGS, headline_tiles, task_bars
 from transfusion.report.steps import told_steps
 
@@ -58,11 +59,9 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
     evaluation, run, mixture = inputs["evaluation"], inputs["run"], inputs["mixture"]
     metrics = evaluation.manifest.content.metrics
     ancestors = trace([*inputs.values()])
-    findings = read_findings(
-        evaluation,
-        Album(max_images=config.max_images, max_image_px=config.max_image_px),
-        max_listed=config.max_listed,
-    )
+    album = Album(max_images=config.max_images, max_image_px=config.max_image_px)
+    previews = read_previews(run, album, limit=config.max_previews)
+    findings = read_findings(evaluation, album, max_listed=config.max_listed)
     training = read_run(run)
     by_path = {one.artifact.path: one for one in ancestors}
     made = [one for one in ancestors if "seconds" in one.manifest.timings]
@@ -79,6 +78,7 @@ def gather(config: ReportConfig, inputs: Mapping[str, Artifact]) -> dict[str, An
         + measured_charts(training, config.max_points),
         "autoencoder_charts": _autoencoder_charts(inputs.get("autoencoder"), config.max_points),
         "speed_charts": speed_charts(training, config.max_points),
+        "previews": previews,
         "told_steps": told_steps(training),
         "split": step_split(training),
         "data_share": data_share(training),

@@ -30,13 +30,14 @@ class Album:
         self.left = max_images
         self._max_image_px = max_image_px
 
-    def add(self, data: bytes) -> Picture:
-        """Embeds an encoded image as PNG, scaled down if it is large."""
+    def add(self, data: bytes, *, widths: int = 1) -> Picture:
+        """Embeds an encoded image as PNG, scaled down if it is large; a strip may be several `widths` long."""
         self.left -= 1
+        longest = widths * self._max_image_px
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            if image.format != "PNG" or max(width, height) > self._max_image_px:
-                image.thumbnail((self._max_image_px, self._max_image_px))
+            if image.format != "PNG" or max(width, height) > longest:
+                image.thumbnail((longest, longest))
                 width, height = image.size
                 sink = io.BytesIO()
                 image.convert("RGB").save(sink, "PNG")

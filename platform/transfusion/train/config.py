@@ -49,9 +49,23 @@ class TrainConfig(LoopConfig):
     """Text rows whose logits exist at once; the others' are computed in turn, and again on the way back. For
     vocabularies of 32,000 and more: 8,192 rows of them are a GiB. All at once when left out."""
 
+    preview_captions: int = Field(0, ge=0)
+    """Held-out images at most that each preview describes as well, those of the captions that it draws: what is
+    said of them is in its JSON beside the true words, and the share of right tokens, place by place, is
+    validation's `caption_token_accuracy`. Eight images show a trend at most; the evaluation scores."""
+
     repeat_first_step: bool = False
     """Every step trains on the first batch of the plan, with the same noise and timesteps. Its loss must come near
     zero: the first thing to try when a run learns nothing. Nothing is validated."""
+
+    @model_validator(mode="after")
+    def _captions_have_previews(self) -> "TrainConfig":
+        if self.preview_captions and not self.preview_every_steps:
+            raise ValueError(
+                f"preview_captions are a part of previews, got {self.preview_captions} with none: set "
+                "preview_every_steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _width_is_known(self) -> "TrainConfig":

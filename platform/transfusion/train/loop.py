@@ -266,6 +266,8 @@ class _Run:
             name = f"{self._place.folder}/{PREVIEWS}/step-{done:06d}"
             self._place.store.write(f"{name}.json", shown.about_bytes())
             self._place.store.write(f"{name}.png", shown.png)
+            if shown.values:
+                self._metrics.add("validation", step=done, values=shown.values)
 
     def _save(self, saver: Saver, done: int) -> None:
         with self._clock.beside("checkpoint_s"):

@@ -6,7 +6,7 @@ Axes: k = pictures, h w = pixels.
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from einops import rearrange
@@ -21,6 +21,8 @@ class Preview:
 
     png: bytes
     about: Mapping[str, object]
+    values: Mapping[str, float] = field(default_factory=dict)
+    """What was measured with it, for the run's metrics."""
 
     def about_bytes(self) -> bytes:
         """`about` as JSON."""

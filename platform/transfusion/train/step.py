@@ -39,7 +39,7 @@ from transfusion.train.parallel import (
 from transfusion.train.peaks import peak_tflops
 from transfusion.train.pictures import Preview
 from transfusion.train.pretrained import Start
-from transfusion.train.preview import Painter, held_out_captions
+from transfusion.train.preview import Painter, held_out_pairs
 from transfusion.train.sharded import make_sharded, write_weights
 from transfusion.train.source import BatchSource, ReadAhead
 from transfusion.train.trainee import StepResult, Written
@@ -173,7 +173,7 @@ class TransformerTrainee:
         return self._losses(everyone, everyone)
 
     def preview(self, averaged: AveragedWeights) -> Preview | None:
-        """Held-out captions, drawn; a failure here is told and does not end the run."""
+        """Held-out captions, drawn, and what is said of their images; a failure here is told and does not end the run."""
         if self._make_painter is None or not self._source.num_validation:
             return None
         weights = gather(averaged.weights)
@@ -182,8 +182,8 @@ class TransformerTrainee:
         try:
             self._painter = self._painter or self._make_painter()
             batch = self._reading.ask(self._source.validation, 0)
-            captions = held_out_captions(batch, self._special)
-            return self._painter.paint(weights, captions) if captions else None
+            pairs = held_out_pairs(batch, self._special)
+            return self._painter.paint(weights, pairs) if pairs else None
         except Exception as error:
             log.warning("no preview: %s: %s", type(error).__name__, error)
             return None
