@@ -223,3 +223,14 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update_and_names_the_
 def test_what_moves_the_last_bit_moves_the_identity():
     assert config(steps=7).identity() != config().identity()
     assert config(cpu_threads_per_worker=2).identity() != config().identity()
+
+
+def test_a_checkpoint_that_is_asked_for_is_written_and_the_run_goes_on(uninterrupted, tmp_path):
+    folder, outcome = uninterrupted
+    rare = config(checkpoint_every_steps=50, keep_checkpoints=10)
+    asked = iter([False, False, True, False, False, False])
+    made = train(tmp_path, settings=rare, save=lambda: next(asked))
+    assert [path.stem for path in records(tmp_path)] == ["step-000003", "step-000006"]
+    assert rows(tmp_path, made) == rows(folder, outcome)
+    for name in WEIGHTS:
+        assert result_file(tmp_path, made, name) == result_file(folder, outcome, name)

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import pytest
+from ray.train import PreemptionInfo
 
 from transfusion.errors import SpecError
 from transfusion.runner.profile import Profile, misfits, read_profile
 from transfusion.stage import TrainResources
-from transfusion.train.worker import scaling
+from transfusion.train.worker import preemption, scaling
 
 
 def read(folder: Path, train: str) -> TrainResources:
@@ -70,3 +71,15 @@ def test_machines_need_to_hold_the_fewest_workers_only():
         train = values | {"min_workers": fewest}
         profile = Profile.model_validate({"train": train, "cluster": cluster})
         assert len(misfits(profile, "rayjob")) == faults
+
+
+def test_every_machine_that_is_to_go_asks_for_one_checkpoint(monkeypatch):
+    def going(*nodes: str) -> PreemptionInfo:
+        return PreemptionInfo(
+            deadline_ms=None, preempted_node_to_ranks={node: [0] for node in nodes}
+        )
+
+    told = iter([None, going("a"), going("a"), going("a", "b"), going("a", "b")])
+    monkeypatch.setattr("ray.train.get_preemption_info", lambda: next(told))
+    noticed = preemption()
+    assert [noticed() for _ in range(5)] == [False, True, False, True, False]

@@ -127,6 +127,7 @@ def train(
     stop_after: int | None = None,
     resources: TrainResources | None = None,
     stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """A run in the world that this process is in. `stop_after` ends it as a crash would."""
 
@@ -145,6 +146,7 @@ def train(
         tell=tell,
         resources=resources,
         stop=stop,
+        save=save,
     )
 
 

@@ -35,6 +35,7 @@ def run_to_end(
     tell: Tell,
     resources: TrainResources | None = None,
     stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Trains, writes the result and stores it; returns files, metadata, metrics and timings as plain JSON."""
 
@@ -55,6 +56,7 @@ def run_to_end(
         tracker=tracker,
         resources=resources,
         stop=stop,
+        save=save,
     )
     with tempfile.TemporaryDirectory() as result:
         written = trainee.write(Path(result), averaged=finished.averaged)

@@ -72,11 +72,13 @@ def fit(
     tracker: Callable[[], Tracker | None] = lambda: None,
     resources: TrainResources | None = None,
     stop: Callable[[], bool] = lambda: False,
+    save: Callable[[], bool] = lambda: False,
 ) -> Finished:
     """Trains to the last step, from the newest whole checkpoint if there is one.
 
     Args:
         stop: Whether this rank was asked to end; one is enough.
+        save: Whether a checkpoint is wanted after this step; asked once a step, with one answer for all ranks.
 
     Raises:
         NotFiniteError: A loss or gradient was not a number, and the policy is to stop. The weights before
@@ -97,7 +99,7 @@ def fit(
     try:
         with Watchdog(timeout_s=float(resources.hang_timeout_s), told=keep_stacks) as watchdog:
             try:
-                return run.to_end(watchdog.beat, stop, tracker)
+                return run.to_end(watchdog.beat, stop, save, tracker)
             finally:
                 run.close()
     finally:
@@ -141,6 +143,7 @@ class _Run:
         self,
         beat: Callable[[], None],
         stop: Callable[[], bool],
+        save: Callable[[], bool],
         tracker: Callable[[], Tracker | None],
     ) -> Finished:
         """Every step that is left; see `fit`."""
@@ -157,7 +160,7 @@ class _Run:
             self._validate_and_preview(done)
             beat()
             last = done == self._config.steps
-            due = done % self._config.checkpoint_every_steps == 0
+            due = save() or done % self._config.checkpoint_every_steps == 0
             if last or stopping or due or self._spikes.went_back_at(step):
                 self._save(saver, done)
             if stopping and not last:

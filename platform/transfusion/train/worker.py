@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ from transfusion.train.status import Teller, follow
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
+
+logger = logging.getLogger("transfusion")
 
 SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # the end of a run is seen by polling, 2 s by default
@@ -58,6 +60,8 @@ class TrainJob:
     tracking: str
     resources: dict[str, Any]
     use_gpu: bool
+    watched: bool
+    """Whether Ray Train tells its workers of a machine that will be taken away."""
     status_key: str
 
 
@@ -96,8 +100,9 @@ def train_on_ray(
 
     from transfusion.train.process_group import StoppableTorch
 
-    if len(ray.nodes()) == 1:
-        # One node is not drained under us; the watcher would be one more process to start.
+    nodes = ray.nodes()
+    if len(nodes) == 1 and nodes[0]["Resources"].get("CPU"):
+        # One node that works itself is not drained under us; the watcher would be one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     use_gpu = resources.gpus_per_worker > 0
     job = TrainJob(
@@ -112,6 +117,7 @@ def train_on_ray(
         tracking=context.resources.tracking,
         resources=resources.resolved(),
         use_gpu=use_gpu,
+        watched=os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") != "0",
         status_key=f"transfusion.train/{uuid.uuid4().hex}",
     )
     storage = tempfile.mkdtemp(prefix="ray-train-")
@@ -194,7 +200,6 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
         device = ray.train.torch.get_device()
     store = open_store(job.store)
     teller = Teller(job.status_key, rank=dist.get_rank())
-    logger = logging.getLogger("transfusion")
     logger.addHandler(teller)
     logger.setLevel(logging.INFO)
     try:
@@ -227,6 +232,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             tell=teller.tell,
             resources=resources,
             stop=stop.asked,
+            save=preemption() if job.watched else lambda: False,
         )
     except (NotFiniteError, SpikeError, StoppedError) as error:
         # Every rank raises it at the same step, and a restart would come to the same step or is not wanted.
@@ -237,6 +243,29 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     # Without it the first rank to leave tears the group down under the others' last messages.
     dist.barrier()
     return outcome
+
+
+def preemption() -> Callable[[], bool]:
+    """Whether Ray has said, since it was last asked, that another machine of the group will be taken away.
+
+    Every rank has to ask as often as the others, and gets rank 0's answer. Training goes on until the machine is
+    gone; Ray Train then starts the group again, which goes on from that checkpoint.
+    """
+    import ray.train
+
+    told: set[str] = set()
+
+    def noticed() -> bool:
+        info = ray.train.get_preemption_info()
+        new = set(info.preempted_node_ids) - told if info else set()
+        told.update(new)
+        if new:
+            logger.warning(
+                "%d machines are about to be taken away: a checkpoint is written", len(new)
+            )
+        return bool(new)
+
+    return noticed
 
 
 def _told(error: Exception) -> Exception:
