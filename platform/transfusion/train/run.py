@@ -73,14 +73,11 @@ def check_plan(config: TrainConfig, plan: Mixture) -> None:
             f"model.time_embedding is {config.model.time_embedding!r} but the mixture was packed with time_token "
             f"{str(time_token).lower()}: 'token' needs layout.time_token: true, and nothing else does"
         )
-    if (
-        config.preview_every_steps
-        and not plan.num_codes
-        and all(s.latents is None for s in plan.sources.values())
-    ):
+    drawn = plan.num_codes or any(source.latents is not None for source in plan.sources.values())
+    if config.preview_every_steps and not drawn:
         faults.append(
-            f"preview_every_steps is {config.preview_every_steps} but no source of the mixture has images to draw: "
-            "set it to 0"
+            f"preview_every_steps is {config.preview_every_steps} but no source of the mixture has images to "
+            "draw: set it to 0"
         )
     if faults:
         raise ArtifactError("\n".join(f"train: {fault}" for fault in faults))

@@ -173,7 +173,7 @@ class TransformerTrainee:
         return self._losses(everyone, everyone)
 
     def preview(self, averaged: AveragedWeights) -> Preview | None:
-        """Held-out captions, drawn, and what is said of their images; a failure here is told and does not end the run."""
+        """Held-out captions, drawn, and their images, described; a failure here is told and ends no run."""
         if self._make_painter is None or not self._source.num_validation:
             return None
         weights = gather(averaged.weights)
