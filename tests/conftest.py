@@ -12,6 +12,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 
+@pytest.fixture(autouse=True)
+def _logs_reach_the_test() -> None:
+    """What configures logging in one test (a library, a command) must not silence ours in the next."""
+    logging.disable(logging.NOTSET)
+    for name in ("transfusion", "data_pipelines"):
+        logger = logging.getLogger(name)
+        logger.propagate, logger.disabled = True, False
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith(("transfusion.", "data_pipelines.")) and isinstance(
+            logger, logging.Logger
+        ):
+            logger.disabled = False
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray of two CPUs for the whole test session."""
