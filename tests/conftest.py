@@ -16,14 +16,15 @@ os.environ.setdefault("WANDB_MODE", "offline")
 def _logs_reach_the_test() -> None:
     """What configures logging in one test (a library, a command) must not silence ours in the next."""
     logging.disable(logging.NOTSET)
+    logging.root.setLevel(logging.WARNING)
     for name in ("transfusion", "data_pipelines"):
-        logger = logging.getLogger(name)
-        logger.propagate, logger.disabled = True, False
+        logging.getLogger(name).propagate = True
     for name, logger in logging.root.manager.loggerDict.items():
-        if name.startswith(("transfusion.", "data_pipelines.")) and isinstance(
-            logger, logging.Logger
-        ):
+        ours = name.partition(".")[0] in ("transfusion", "data_pipelines")
+        if ours and isinstance(logger, logging.Logger):
             logger.disabled = False
+            if logger.level > logging.WARNING:
+                logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
