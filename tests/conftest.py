@@ -12,21 +12,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 
-@pytest.fixture(autouse=True)
-def _logs_reach_the_test() -> None:
-    """What configures logging in one test (a library, a command) must not silence ours in the next."""
-    logging.disable(logging.NOTSET)
-    logging.root.setLevel(logging.WARNING)
-    for name in ("transfusion", "data_pipelines"):
-        logging.getLogger(name).propagate = True
-    for name, logger in logging.root.manager.loggerDict.items():
-        ours = name.partition(".")[0] in ("transfusion", "data_pipelines")
-        if ours and isinstance(logger, logging.Logger):
-            logger.disabled = False
-            if logger.level > logging.WARNING:
-                logger.setLevel(logging.NOTSET)
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray of two CPUs for the whole test session."""

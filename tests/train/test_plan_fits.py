@@ -13,7 +13,7 @@ from transfusion.train.run import check_plan
 def test_a_time_token_is_the_models_and_the_plans_or_neithers(embedding, time_token):
     model = model_config(adapter="linear", time_embedding=embedding)
     layout = {"patch_size": 2} | ({"time_token": True} if time_token else {})
-    plan = Mixture.model_construct(layout=layout, steps=6)
+    plan = Mixture.model_construct(layout=layout, steps=6, sources={})
     with pytest.raises(ArtifactError, match=r"layout\.time_token"):
         check_plan(config(model=model), plan)
     other = model_config(

@@ -42,7 +42,9 @@ def start_ray(*, num_cpus: int | None, log: logging.Logger) -> None:
     for name in ("ray", "ray.data", "ray.train", "ray.serve"):
         logger = logging.getLogger(name)
         for handler in logger.handlers:
-            if not isinstance(handler, logging.FileHandler):
+            # One that the program hangs on its root too is not Ray's.
+            is_ours = handler in logging.root.handlers
+            if not is_ours and not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
 
 
