@@ -1,5 +1,6 @@
 """Training goes on from its newest whole checkpoint as if nothing had happened."""
 
+import contextlib
 import json
 import logging
 import math
@@ -8,6 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.train.worlds import MadeUpSource, config, result_file, rows, train
 from transfusion.train.checkpoint import READ_WITHIN_S
@@ -58,6 +61,18 @@ def test_crashes_leave_no_trace(uninterrupted, tmp_path, steps_before_each_crash
         with pytest.raises(InterruptedError):
             train(tmp_path, stop_after=step)
     assert_same(uninterrupted, (tmp_path, train(tmp_path)))
+
+
+@pytest.mark.slow
+@settings(max_examples=2, deadline=None)
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=3))
+def test_crashes_after_any_steps_leave_no_trace(uninterrupted, tmp_path_factory, steps):
+    folder = tmp_path_factory.mktemp("crashed")
+    for step in steps:
+        # A step that is behind the checkpoint already is not taken again, and the run ends.
+        with contextlib.suppress(InterruptedError):
+            train(folder, stop_after=step)
+    assert_same(uninterrupted, (folder, train(folder)))
 
 
 def test_every_step_is_in_the_metrics_once(uninterrupted):
