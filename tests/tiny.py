@@ -8,11 +8,15 @@ import torch
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network, save_network
 from transfusion.autoencoder.statistics import LatentStatistics
+from transfusion.model.cache import PagedCache
 from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.format import PackageConfig
 from transfusion.package.write import write_package
+from transfusion.sample.batch import StepBatch
+from transfusion.sample.pages import PAGE_SIZE, PagedSequence, Pages, pages_for
+from transfusion.sample.reading import Part, length_of, read
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
 from transfusion.tokenizer.tokenizer import Tokenizer
@@ -117,3 +121,22 @@ def tiny_package(folder: Path, **changed: Any) -> Path:
         autoencoder=tiny_autoencoder(folder / "autoencoder"),
     )
     return folder / "package"
+
+
+def hidden_behind(
+    model: TransfusionModel, config: PackageConfig, *steps: list[Part]
+) -> torch.Tensor:
+    """The state behind parts that are read into a cache, one list of them a step; pages are not side by side."""
+    length = sum(length_of(parts, config) for parts in steps)
+    pages = Pages(2 * pages_for(length))
+    taken = [pages.take(1) for _ in range(pages.num_pages)]
+    for page in taken[::2]:
+        pages.give_back(page)
+    sequence = PagedSequence(pages, length)
+    cache = PagedCache.allocate(model.config, num_slots=pages.num_pages * PAGE_SIZE)
+    hidden = torch.empty(0)
+    for parts in steps:
+        batch = StepBatch(pad=config.special.pad)
+        row = read(batch, sequence, parts, config=config)
+        hidden = batch.forward(model, cache).hidden[row]
+    return hidden

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import NUM_PIECES, package_config, tiny_model
+from tests.tiny import NUM_PIECES, hidden_behind, package_config, tiny_model
 from transfusion.evaluate.text import HeldOutText, Unigram, bits_per_byte, windows
-from transfusion.model.cache import KeyValueCache
-from transfusion.sample.reading import TextPart, read
+from transfusion.sample.reading import TextPart
 
 
 def text(length: int, *, seed: int = 0, whole: bool = True) -> HeldOutText:
@@ -42,10 +41,9 @@ def test_bits_are_those_of_reading_token_by_token() -> None:
     for one in texts:
         targets = [*one.ids.tolist(), *([special.eos] if one.whole else [])]
         for index, target in enumerate(targets):
-            cache = KeyValueCache.allocate(model.config, num_rows=1, capacity=64)
             prefix = TextPart((special.bos, *one.ids[:index].tolist()))
-            hidden = read(model, cache, [[prefix]], lengths=[0], config=config)
-            nats -= model.logits(hidden).log_softmax(dim=-1)[0, target].item()
+            hidden = hidden_behind(model, config, [prefix])
+            nats -= model.logits(hidden[None]).log_softmax(dim=-1)[0, target].item()
     expected = nats / math.log(2) / sum(one.num_bytes for one in texts)
     found = bits_per_byte(model, texts, config=config, batch_size=3)
     assert found == pytest.approx(expected, rel=1e-5)

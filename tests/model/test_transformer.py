@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from transfusion.diffusion.schedules import add_noise, noise_path
 from transfusion.model.attention import plan_attention
-from transfusion.model.cache import CacheStep, KeyValueCache
+from transfusion.model.cache import PagedCache, Queries, RaggedStep
 from transfusion.model.config import ModelConfig
 from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import combine, loss_sums
@@ -176,57 +176,54 @@ def test_the_timestep_reaches_the_prediction_one_step_apart(model, document, pac
     assert (at_900 - at_500).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("together", [True, False])
 @torch.no_grad()
-def test_cached_decoding_equals_the_whole_sequence(model, document, pack):
-    """Text token by token, then an image in one step, rows of different lengths in one batch."""
+def test_cached_decoding_equals_the_whole_sequence(model, document, pack, together):
+    """Text token by token, then an image in one step, sequences of different lengths in one step."""
     batches = [pack([[document(kind, 5)]], image_slots=1) for kind in ("captioned", "dropped")]
     full = [model(batch, noised(batch)) for batch in batches]
-    capacity = 16
-    cache = KeyValueCache.allocate(model.config, num_rows=2, capacity=capacity)
+    cache = PagedCache.allocate(model.config, num_slots=40)
+    mixed = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    full_slots, null_slots = mixed[:10], mixed[10:15]
 
-    # Row 0 reads BOS c1..c4 BOI (6 positions). Row 1 is the guidance null: BOI alone, then padding.
-    ids = torch.stack([batches[0].token_ids[0, :6], batches[1].token_ids[0, [5] * 6]])
-    slots = torch.tensor([[0, 1, 2, 3, 4, 5], [0] + [cache.dummy_slot] * 5])
-    lengths = torch.tensor([6, 1])
-    lo = torch.zeros(2, 6, dtype=torch.long)
-    hi = torch.tensor([[1, 2, 3, 4, 5, 6], [1] * 6])
+    # One row reads BOS c1..c4 BOI (6 positions). The other is the guidance null: BOI alone.
+    ids = batches[0].token_ids[0, :6]
     for columns in (slice(0, 1), slice(1, 4), slice(4, 6)):  # a token, a few, the rest
-        step = CacheStep.plan(cache, slots=slots[:, columns], lo=lo[:, columns], hi=hi[:, columns])
-        positions = torch.arange(6)[columns].expand(2, -1)
+        num = columns.stop - columns.start
+        queries = [
+            Queries(slots=full_slots[: columns.stop], num=num, hi=1 + torch.arange(6)[columns])
+        ]
+        read, positions = ids[columns], torch.arange(6)[columns]
+        if columns.start == 0:
+            queries.append(Queries(slots=null_slots[:1], num=1))
+            read, positions = torch.cat([read, ids[5:]]), torch.tensor([0, 5])
         hidden = model.transform(
-            model.embed_tokens(ids[:, columns]), position_ids=positions, attention=step
+            model.embed_tokens(read[None]),
+            position_ids=positions[None],
+            attention=RaggedStep.plan(cache, queries, together=together),
         )
         if columns.start == 1:
             close(model.logits(hidden[0]), full[0].logits[1:4])
 
     # Two denoising steps on the same slots: the second must not see the first.
-    patches = torch.arange(4)
-    slots = lengths[:, None] + patches
-    hi = (lengths + 4)[:, None].expand(2, 4)
+    positions = torch.arange(6, 10).repeat(2)
     for noisy, times in [
         (torch.randn(1, 3, 4, 4), torch.tensor([999])),
         (noised(batches[0])[:1], batches[0].timesteps),
     ]:
-        encoded = model.encode_images(noisy, times).for_branches(2)
-        step = CacheStep.plan(cache, slots=slots, lo=torch.zeros_like(slots), hi=hi)
+        encoded = model.encode_images(noisy, times).of(torch.tensor([0, 0]))
+        queries = [Queries(slots=slots, num=4) for slots in (full_slots, null_slots)]
         hidden = model.transform(
-            encoded.patches, position_ids=slots, attention=step, images=torch.arange(8)
+            encoded.patches.flatten(0, 1)[None],
+            position_ids=positions[None],
+            attention=RaggedStep.plan(cache, queries, together=together),
+            images=torch.arange(8),
         )
-        epsilon = model.decode_images(hidden, times.repeat(2), encoded)
+        epsilon = model.decode_images(hidden.view(2, 4, -1), times.repeat(2), encoded)
     # Documents of one seed hold the same image, so the null branch is the dropped document's.
     assert torch.equal(batches[0].latents, batches[1].latents)
     close(epsilon[0], full[0].epsilon[0])
     close(epsilon[1], full[1].epsilon[0])
-
-
-@torch.no_grad()
-def test_rows_of_a_cache_come_and_go(linear_model):
-    cache = KeyValueCache.allocate(linear_model.config, num_rows=3, capacity=4)
-    cache.keys.copy_(torch.randn_like(cache.keys))
-    picked = cache.rows(torch.tensor([2, 0, 2]))
-    torch.testing.assert_close(picked.keys[:, 0], cache.keys[:, 2])
-    cache.put_rows(torch.tensor([1]), cache.rows(torch.tensor([0])))
-    torch.testing.assert_close(cache.keys[:, 1], cache.keys[:, 0])
 
 
 def test_weights_come_from_the_seed_and_the_name_alone(model):

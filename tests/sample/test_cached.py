@@ -4,17 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import LATENT, NUM_PIECES, package_config, tiny_model
+from tests.tiny import LATENT, NUM_PIECES, hidden_behind, package_config, tiny_model
 from transfusion.diffusion.config import NoiseConfig
 from transfusion.diffusion.guidance import guide
 from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.diffusion.solvers import make_solver
-from transfusion.model.cache import KeyValueCache
 from transfusion.model.transformer import TransfusionModel
-from transfusion.sample.denoise import draw_noise
+from transfusion.sample.drawing import draw_noise
 from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
-from transfusion.sample.reading import ImagePart, TextPart, read, read_tokens
+from transfusion.sample.reading import ImagePart, TextPart
 from transfusion.sample.rows import Request
 from transfusion.sequence.batch import assemble
 from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
@@ -83,6 +82,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@torch.no_grad()
 def test_reading_into_the_cache_equals_the_full_forward_pass(variant: str, attention: str) -> None:
     model = tiny_model(**VARIANTS[variant])
     layout = layout_of(model, image_attention=attention)
@@ -92,19 +92,18 @@ def test_reading_into_the_cache_equals_the_full_forward_pass(variant: str, atten
     expected = forward(model, spans, layout=layout)[1][-1]
     short = forward(model, [text(3, 4)], layout=layout)[1][-1]
 
-    cache = KeyValueCache.allocate(model.config, num_rows=2, capacity=40)
     parts = [
-        (TextPart((SPECIAL.bos, 3, 4, 5)), ImagePart(first), TextPart((6,)), ImagePart(second)),
-        (TextPart((SPECIAL.bos, 3)),),
-    ]
-    read(model, cache, parts, lengths=[0, 0], config=config)
-    long = 5 + 2 * layout.image_length(4)
-    lengths = [long, 2]
-    hidden = read_tokens(model, cache, torch.tensor([7, 4]), lengths=lengths, writes=[True, True])
-    torch.testing.assert_close(model.logits(hidden)[1], short, **CLOSE)
-    lengths = [long + 1, 3]
-    hidden = read_tokens(model, cache, torch.tensor([8, 0]), lengths=lengths, writes=[True, False])
-    torch.testing.assert_close(model.logits(hidden)[0], expected, **CLOSE)
+        TextPart((SPECIAL.bos, 3, 4, 5)), ImagePart(first), TextPart((6,)), ImagePart(second),
+    ]  # fmt: skip
+    hidden = hidden_behind(model, config, [TextPart((SPECIAL.bos, 3))], [TextPart((4,))])
+    torch.testing.assert_close(model.logits(hidden[None])[0], short, **CLOSE)
+    for steps in (
+        [parts, [TextPart((7,))], [TextPart((8,))]],
+        [[*parts, TextPart((7, 8))]],
+        [parts[:1], parts[1:2], parts[2:], [TextPart((7, 8))]],
+    ):
+        hidden = hidden_behind(model, config, *steps)
+        torch.testing.assert_close(model.logits(hidden[None])[0], expected, **CLOSE)
 
 
 NOISES = [

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import NUM_PIECES, package_config, tiny_tokenizer
+from tests.tiny import NUM_PIECES, hidden_behind, package_config, tiny_tokenizer
 from transfusion.autoencoder.calibrate import calibrate
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network, save_network
@@ -138,18 +138,14 @@ def test_codes_come_between_boi_and_eoi_alone(config):
 
 def test_later_text_reads_the_codes_of_an_image(config):
     """The hidden state behind an image part is that of its tokens spelled out."""
-    from transfusion.model.cache import KeyValueCache
-    from transfusion.sample.reading import read
-
     model, special = model_of(config), config.special
     codes = torch.arange(SIDE * SIDE).view(1, SIDE, SIDE) % CODES
     spelled = TextPart((special.boi, *(special.first_code + codes.flatten()).tolist(), special.eoi))
-    states = []
-    for part in (ImagePart(codes), spelled):
-        cache = KeyValueCache.allocate(MODEL, num_rows=1, capacity=40)
-        parts = [(TextPart((special.bos, 4)), part)]
-        states.append(read(model, cache, parts, lengths=[0], config=config))
-    assert torch.equal(*states)
+    behind = [
+        hidden_behind(model, config, [TextPart((special.bos, 4)), part])
+        for part in (ImagePart(codes), spelled)
+    ]
+    assert torch.equal(*behind)
 
 
 def autoencoder_of(folder, codebook_size=CODES):

@@ -14,7 +14,7 @@ from transfusion.errors import SpecError
 from transfusion.package.format import LineageEntry
 from transfusion.package.load import load_package
 from transfusion.sample.command import sample_to_files
-from transfusion.sample.denoise import draw_noise
+from transfusion.sample.drawing import draw_noise
 from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, TextPart

@@ -5,7 +5,8 @@ import torch
 from tests.tiny import LATENT, NUM_PIECES, QUICK, model_config, package_config
 from transfusion.model.images import EncodedImages
 from transfusion.model.transformer import TransfusionModel
-from transfusion.sample.engine import Result, generate
+from transfusion.sample.engine import generate
+from transfusion.sample.events import Result
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, TextPart
 from transfusion.sample.rows import Request
@@ -28,8 +29,7 @@ class Scripted(TransfusionModel):
         return hidden
 
     def encode_images(self, noisy, timesteps):
-        if int(timesteps.max()) == 0:
-            self.clean_reads += len(noisy)
+        self.clean_reads += int((timesteps == 0).sum())
         patches = torch.full((len(noisy), 4, self.config.dim), -1.0)
         return EncodedImages(patches=patches, skips=(), grid=(2, 2))
 

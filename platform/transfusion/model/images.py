@@ -5,7 +5,7 @@ Axes: m = images, p = patches (row by row), d = width of the transformer.
 
 from typing import NamedTuple
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -21,10 +21,10 @@ class EncodedImages(NamedTuple):
     grid: tuple[int, int]
     """Patches down and across."""
 
-    def for_branches(self, num_branches: int) -> "EncodedImages":
-        """The same images once for each branch of guidance, branch after branch: (branch m)."""
+    def of(self, images: Int[Tensor, " k"]) -> "EncodedImages":
+        """Some of the images, in the order given; one may be named for each branch of guidance."""
         return EncodedImages(
-            patches=self.patches.repeat(num_branches, 1, 1),
-            skips=tuple(skip.repeat(num_branches, 1, 1, 1) for skip in self.skips),
+            patches=self.patches[images],
+            skips=tuple(skip[images] for skip in self.skips),
             grid=self.grid,
         )

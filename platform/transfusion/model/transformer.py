@@ -18,7 +18,7 @@ from transfusion.diffusion.config import VarianceName
 from transfusion.model.adapters import DOWN, UP
 from transfusion.model.attention import Attend, plan_attention
 from transfusion.model.blocks import Block, rotation
-from transfusion.model.cache import CacheStep
+from transfusion.model.cache import RaggedStep
 from transfusion.model.config import ModelConfig
 from transfusion.model.images import EncodedImages
 from transfusion.model.initial import initialize
@@ -162,13 +162,13 @@ class TransfusionModel(nn.Module):
         hidden: Float[Tensor, "b n d"],
         *,
         position_ids: Int[Tensor, "b n"],
-        attention: Attend | CacheStep,
+        attention: Attend | RaggedStep,
         images: Int[Tensor, " i"] | None = None,
     ) -> Float[Tensor, "b n d"]:
         """The blocks and the last norm.
 
         Args:
-            attention: What `plan_attention` gives, for whole sequences; a `CacheStep` to read and write a cache.
+            attention: What `plan_attention` gives, for whole sequences; a `RaggedStep` to read and write a cache.
             images: Index into the flattened (b n) of the positions that are images', b * n for none: they have
                 weights of their own where the config says so. All positions are text without it.
         """
@@ -183,7 +183,7 @@ class TransfusionModel(nn.Module):
             dtype=hidden.dtype,
         )
         for index, block in enumerate(self.blocks):
-            attend = attention.layer(index) if isinstance(attention, CacheStep) else attention
+            attend = attention.layer(index) if isinstance(attention, RaggedStep) else attention
             hidden = block(hidden, by=by, attend=attend, rows=rows)
         return each_by_its_own(self.norm, self.image_norm, hidden, rows)
 

@@ -1,228 +1,250 @@
-"""The engine: writes text and draws images for many requests at once, switching modes at BOI and EOI.
+"""The engine: many requests advance together, one step at a time, each in whatever it is at.
 
-    text mode    one token a step for every row, until each row has ended or sampled BOI
-    image mode   all rows that wait at BOI draw together (alike ones in one batch); the clean image is read at
-                 t = 0, EOI behind it, and the row is back in text mode, where later text sees the image
+    prompt  is read whole, once for all samples of it
+    text    one token a step, until the row has ended or sampled BOI
+    image   one denoising step (or one code) a step, in all branches of guidance
+    clean   the image is read once more at t = 0, EOI behind it, and text goes on, which then sees it
 
-Where images are tokens, image mode draws their codes, and codes come in no other mode.
+What all rows read in a step is one ragged batch and one forward pass: tokens of some and noisy patches of others
+go through the same products. Requests join and leave between steps. A request takes its pages when it joins, as
+many as it can come to need, so what was begun is never turned out. Caps on tokens, images and context are hard. A
+row's draws come from its own generator, so that company changes nothing but the last bits.
 
-Caps on tokens, images and context are hard: a row at its cap cannot sample BOI, or ends with "length".
-A row's draws come from its own generator, so that batch mates change nothing but the last bits.
+Where images are tokens, an image is drawn as codes, and codes come in no other place.
+Axes: n = rows of the step, d = width.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
-from torch import Tensor
+from einops import rearrange
 
-from transfusion.model.cache import KeyValueCache
+from transfusion.model.cache import PagedCache
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.format import PackageConfig
-from transfusion.sample.codes import draw_codes
-from transfusion.sample.denoise import Watch, draw_images
-from transfusion.sample.params import SamplingParams
-from transfusion.sample.reading import ImagePart, Part, TextPart, length_of, read, read_tokens
-from transfusion.sample.rows import FinishReason, Request, Row, check_request, room_for
-from transfusion.sample.text import next_tokens
+from transfusion.sample.batch import Passed, StepBatch
+from transfusion.sample.drawing import CodeDrawing, LatentDrawing
+from transfusion.sample.events import Ended, Event, ImagePreview, Result
+from transfusion.sample.jobs import Admission, Job, Listener
+from transfusion.sample.pages import PAGE_SIZE, Pages, pages_for
+from transfusion.sample.rows import Request, Row, branches_for, room_for
+from transfusion.sample.scores import TokenSampler
+from transfusion.sample.stream import Decode
+
+Watch = Callable[[], None]
+"""Called at every step; raises to give up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came behind the prompt, in order, special tokens left out."""
+def _ignore(_: Event) -> None:
+    """For those who read the results of their jobs instead."""
 
-    parts: tuple[Part, ...]
-    finish_reason: FinishReason
-    prompt_length: int
-    """Positions of the prompt, BOS and patches included."""
-    num_tokens: int
-    """Text tokens written."""
+
+@dataclass(slots=True)
+class Counts:
+    """What an engine has done since it was made."""
+
+    steps: int = 0
+    positions: int = 0
+    """That passed the transformer."""
+    rows: int = 0
+    """Requests under way, summed over steps."""
+    tokens: int = 0
+    images: int = 0
+    cancelled: int = 0
+
+
+class Engine:
+    """Steps through requests on one device. One thread steps; any may submit and cancel."""
+
+    def __init__(
+        self,
+        model: TransfusionModel,
+        config: PackageConfig,
+        *,
+        max_rows: int = 16,
+        num_pages: int | None = None,
+        max_step_positions: int = 8192,
+        decode: Decode | None = None,
+    ) -> None:
+        """Takes the memory of the cache.
+
+        Args:
+            max_rows: Requests under way at once.
+            num_pages: Of the cache; when left out, as many as `max_rows` of the longest plain requests need.
+            max_step_positions: Prompts join a step up to this many positions; the first of them always may.
+            decode: Text of token ids; without it stop strings are not looked for, and no text is told of.
+        """
+        weight = next(model.parameters())
+        if num_pages is None:
+            image = pages_for(config.num_patches + 2)
+            num_pages = max_rows * (pages_for(config.sequence_length) + 2 * image)
+        self.model, self.config, self.device = model, config, weight.device
+        self.cache = PagedCache.allocate(
+            model.config, num_slots=num_pages * PAGE_SIZE, device=weight.device, dtype=weight.dtype
+        )
+        self.pages = Pages(num_pages)
+        self.counts = Counts()
+        self._admission = Admission(
+            config,
+            pages=self.pages,
+            max_rows=max_rows,
+            max_step_positions=max_step_positions,
+            decode=decode,
+            device=weight.device,
+        )
+        self._active: list[Job] = []
+        self._tokens = TokenSampler(model, config)
 
     @property
-    def images(self) -> list[Tensor]:
-        """The normalised latents drawn, or codes."""
-        return [part.latent for part in self.parts if isinstance(part, ImagePart)]
+    def num_waiting(self) -> int:
+        """Jobs that have not begun."""
+        return len(self._admission.waiting)
+
+    @property
+    def num_active(self) -> int:
+        """Jobs under way."""
+        return len(self._active)
+
+    def submit(self, requests: Sequence[Request], listener: Listener = _ignore) -> list[Job]:
+        """Queues requests; those with one and the same prompt object share what is read of it.
+
+        Args:
+            listener: Told what comes of each, by the thread that steps.
+
+        Raises:
+            ValueError: A prompt does not fit; none was taken.
+        """
+        return self._admission.add(requests, listener)
+
+    def cancel(self, job: Job) -> None:
+        """Gives a job up before the next step; its listener hears nothing more."""
+        job.is_cancelled = True
+
+    def abandon(self) -> list[Job]:
+        """Gives all jobs up and returns them: for when a step has failed."""
+        jobs = [*self._active, *self._admission.waiting]
+        for job in jobs:
+            job.is_cancelled = True
+        self._drop_cancelled()
+        return jobs
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """Advances every request by one; returns whether there was any."""
+        self._drop_cancelled()
+        batch = StepBatch(pad=self.config.special.pad)
+        self._active.extend(self._admission.admit(batch, num_active=len(self._active)))
+        rows = [job.row for job in self._active if job.row is not None]
+        if not rows:
+            return False
+        for row in rows:
+            before = batch.num_rows
+            row.plan(batch, self.cache)
+            row.num_read += batch.num_rows - before
+        passed = batch.forward(self.model, self.cache) if batch.num_rows else None
+        for job in self._active:
+            if job.row is not None and job.row.state == "fork":
+                job.prefix.fork(job.row, self.cache, passed)
+        if passed is not None:
+            self._advance_images(rows, passed)
+            self._tokens.score_prompts(rows, passed.hidden)
+        self.counts.steps += 1
+        self.counts.positions += batch.num_rows
+        self.counts.rows += len(rows)
+        self._tokens.sample([row for row in rows if row.begin_text(passed)])
+        self._leave()
+        return True
+
+    def _advance_images(self, rows: Sequence[Row], passed: Passed) -> None:
+        drawings = [row.drawing for row in rows if row.drawing is not None]
+        if codes := [one for one in drawings if isinstance(one, CodeDrawing)]:
+            self._tokens.sample_codes(codes, passed.hidden)
+        if latents := [one for one in drawings if isinstance(one, LatentDrawing)]:
+            self._denoise(latents, passed)
+        for row in rows:
+            drawing = row.drawing
+            if isinstance(drawing, LatentDrawing) and (clean := drawing.preview) is not None:
+                num_steps = row.params.num_inference_steps
+                row.tell(ImagePreview(clean, row.num_images, drawing.step, num_steps))
+            if drawing is not None and drawing.is_done:
+                row.end_image()
+                self.counts.images += 1
+
+    def _denoise(self, drawings: Sequence[LatentDrawing], passed: Passed) -> None:
+        """One step of every image: the way out of the transformer once for all branches."""
+        assert passed.encoded is not None
+        num_patches = passed.encoded.patches.shape[1]
+        first = torch.tensor([row for one in drawings for row in one.first_rows])
+        images = torch.tensor([one.image for one in drawings for _ in one.first_rows])
+        times = torch.tensor([one.timestep for one in drawings for _ in one.first_rows])
+        where = rearrange(first, "k -> k 1") + torch.arange(num_patches)
+        decoded = self.model.decode_images(
+            passed.hidden[where.to(self.device)],
+            times.to(self.device),
+            passed.encoded.of(images.to(self.device)),
+        ).float()
+        for one, of_one in zip(
+            drawings, decoded.split([len(one.first_rows) for one in drawings]), strict=True
+        ):
+            one.take(of_one)
+
+    def _drop_cancelled(self) -> None:
+        for job in [job for job in self._active if job.is_cancelled]:
+            assert job.row is not None
+            job.row.close()
+            self._active.remove(job)
+            self.counts.cancelled += 1
+        self.counts.cancelled += self._admission.drop_cancelled()
+
+    def _leave(self) -> None:
+        """Those who have ended give their pages back and are told so."""
+        ended = [job for job in self._active if job.row is not None and job.row.state == "done"]
+        self._active = [job for job in self._active if job not in ended]
+        for job in ended:
+            assert job.row is not None
+            job.row.close()
+            job.result = job.row.result
+            self.counts.tokens += job.result.num_tokens
+            if not job.is_cancelled:
+                job.listener(Ended(job.result))
 
 
-@torch.inference_mode()
 def generate(
     model: TransfusionModel,
     config: PackageConfig,
     requests: Sequence[Request],
     *,
     watch: Watch | None = None,
+    decode: Decode | None = None,
+    max_rows: int | None = None,
 ) -> list[Result]:
     """Answers requests together; results in their order.
 
     Args:
         watch: Called between steps; raises to give up all of them.
+        decode: As `Engine` takes it.
+        max_rows: Requests under way at once; all of them when left out.
 
     Raises:
         ValueError: A prompt does not fit.
     """
     if not requests:
         return []
-    for request in requests:
-        check_request(request, config)
-    prompts = [(TextPart((config.special.bos,)), *request.prompt) for request in requests]
-    lengths = [length_of(prompt, config) for prompt in prompts]
-    weight = next(model.parameters())
-    cache = KeyValueCache.allocate(
-        model.config,
-        num_rows=len(requests),
-        capacity=max(room_for(r.params, n, config) for r, n in zip(requests, lengths, strict=True)),
-        device=weight.device,
-        dtype=weight.dtype,
+    rows = max_rows or len(requests)
+    needed = sorted(
+        sum(map(pages_for, (room_for(one, config), *branches_for(one, config)))) for one in requests
     )
-    hidden = read(model, cache, prompts, lengths=[0] * len(requests), config=config)
-    rows = [
-        Row(request, length, torch.Generator().manual_seed(request.params.seed))
-        for request, length in zip(requests, lengths, strict=True)
-    ]
-    for row in rows:
-        if row.request.params.image_at_once:
-            row.state = "image"
-    while any(row.state != "done" for row in rows):
-        _write_text(model, config, cache, rows, hidden, watch)
-        _draw_images(model, config, cache, rows, hidden, watch)
-    return [
-        Result(tuple(row.parts), row.finish_reason, length, row.num_tokens)
-        for row, length in zip(rows, lengths, strict=True)
-    ]
-
-
-def _write_text(
-    model: TransfusionModel,
-    config: PackageConfig,
-    cache: KeyValueCache,
-    rows: list[Row],
-    hidden: Float[Tensor, "b d"],
-    watch: Watch | None,
-) -> None:
-    """Steps all rows in text mode until none is left there; `hidden` is what the next token is read from."""
-    while active := [i for i, row in enumerate(rows) if row.state == "text"]:
-        index = torch.tensor(active, device=hidden.device)
-        part = cache.rows(index) if len(active) < len(rows) else cache
-        state, group = hidden[index], [rows[i] for i in active]
-        # Rows that ended ride along until half of them have: then the rest is gathered anew.
-        while 2 * sum(row.state == "text" for row in group) > len(group):
-            if watch is not None:
-                watch()
-            tokens = _sample(model, config, group, state)
-            writes = [
-                row.state == "text" and row.take(token, config)
-                for row, token in zip(group, tokens, strict=True)
-            ]
-            if any(writes):
-                state = read_tokens(
-                    model,
-                    part,
-                    torch.tensor(tokens),
-                    lengths=[row.length for row in group],
-                    writes=writes,
-                )
-                for row, wrote in zip(group, writes, strict=True):
-                    row.length += int(wrote)
-        hidden[index] = state
-        if part is not cache:
-            cache.put_rows(index, part)
-
-
-def _sample(
-    model: TransfusionModel, config: PackageConfig, rows: list[Row], hidden: Float[Tensor, "b d"]
-) -> list[int]:
-    params = [row.request.params for row in rows]
-    # Greedy and finished rows draw nothing: a row's draws are its own.
-    uniform = [
-        torch.rand((), generator=row.generator).item()
-        if row.state == "text" and row.request.params.temperature > 0
-        else 0.0
-        for row in rows
-    ]
-    device = hidden.device
-    tokens = next_tokens(
-        model.logits(hidden),
-        allowed=_allowed(rows, config, model.vocab_size).to(device),
-        temperature=torch.tensor([p.temperature for p in params], device=device),
-        top_p=torch.tensor([p.top_p for p in params], device=device),
-        top_k=torch.tensor([p.top_k for p in params], device=device),
-        uniform=torch.tensor(uniform, device=device),
+    engine = Engine(
+        model,
+        config,
+        max_rows=rows,
+        # A prompt that is shared is there once more.
+        num_pages=sum(needed[-rows:]) + pages_for(config.sequence_length),
+        decode=decode,
     )
-    return [int(token) for token in tokens.tolist()]
-
-
-def _allowed(rows: list[Row], config: PackageConfig, vocab_size: int) -> Bool[Tensor, "b v"]:
-    """PAD, BOS, EOI and codes never (EOI is appended by rule); BOI while an image may still be drawn."""
-    special = config.special
-    allowed = torch.ones((len(rows), vocab_size), dtype=torch.bool)
-    allowed[:, [special.pad, special.bos, special.eoi]] = False
-    allowed[:, special.first_code :] = False
-    allowed[:, special.boi] = torch.tensor([row.may_draw(config) for row in rows])
-    return allowed
-
-
-def _draw_images(
-    model: TransfusionModel,
-    config: PackageConfig,
-    cache: KeyValueCache,
-    rows: list[Row],
-    hidden: Float[Tensor, "b d"],
-    watch: Watch | None,
-) -> None:
-    """Draws for all rows that wait at BOI, alike ones in one batch, and puts them back in text mode."""
-    groups: dict[tuple[object, ...], list[int]] = {}
-    for i, row in enumerate(rows):
-        if row.state == "image":
-            groups.setdefault(_alike(row.request.params, config), []).append(i)
-    draw: Callable[..., Tensor] = draw_codes if config.num_codes else draw_images
-    for members in groups.values():
-        index = torch.tensor(members, device=hidden.device)
-        group = [rows[i] for i in members]
-        part = cache.rows(index)
-        more = {}
-        if group[0].request.params.image_guidance_scale is not None:
-            more["conditions"] = [row.conditions_end(config) for row in group]
-        latents = draw(
-            model,
-            part,
-            lengths=[row.length for row in group],
-            params=group[0].request.params,
-            generators=[row.generator for row in group],
-            config=config,
-            watch=watch,
-            **more,
-        )
-        going_on: list[int] = []
-        for i, row, latent in zip(members, group, latents, strict=True):
-            row.parts.append(ImagePart(latent))
-            row.num_images += 1
-            if row.request.params.image_at_once:
-                row.end("stop")
-            else:
-                row.state = "text"
-                going_on.append(i)
-        if going_on:
-            index = torch.tensor(going_on, device=hidden.device)
-            part = cache.rows(index)
-            hidden[index] = read(
-                model,
-                part,
-                [[rows[i].parts[-1]] for i in going_on],
-                lengths=[rows[i].length for i in going_on],
-                config=config,
-            )
-            cache.put_rows(index, part)
-            for i in going_on:
-                row = rows[i]
-                row.length += config.num_patches + 2
-                if row.length + 1 > config.sequence_length:
-                    row.end("length")
-
-
-def _alike(params: SamplingParams, config: PackageConfig) -> tuple[object, ...]:
-    """What images that are drawn in one batch share."""
-    if config.num_codes:
-        return params.guidance_scale, params.code_temperature, params.code_top_p
-    image_scale = params.image_guidance_scale
-    return params.solver, params.num_inference_steps, params.guidance_scale, image_scale
+    jobs = engine.submit(requests)
+    while engine.step():
+        if watch is not None:
+            watch()
+    return [job.result for job in jobs if job.result is not None]

@@ -12,6 +12,7 @@ from transfusion.package.config import SamplingDefaults, check_solver
 Modality = Literal["text", "image"]
 
 MAX_SEED = 2**63 - 1
+MAX_STOPS = 16
 
 
 class SamplingParams(SamplingDefaults):
@@ -32,6 +33,42 @@ class SamplingParams(SamplingDefaults):
     image_guidance_scale: float | None = Field(None, ge=0, le=20)
     """Of an edit, which is images, a prompt, and an image drawn at once: 1 keeps to the images without emphasis,
     more keeps closer to them, and `guidance_scale` is of the prompt alone. None guides by both together."""
+
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Images are guided where t / T is within; elsewhere the prompt alone decides, at half the cost.
+    Source: Kynkaanniemi et al. 2024, arXiv:2404.07724."""
+
+    stop: tuple[str, ...] = ()
+    """Text ends before any of these."""
+
+    ignore_eos: bool = False
+    """Text goes on to `max_tokens` whatever the model thinks: for measurements."""
+
+    logprobs: int | None = Field(None, ge=0, le=20)
+    """So many likeliest tokens are told beside each that is written."""
+
+    prompt_logprobs: int | None = Field(None, ge=0, le=20)
+    """The same of each position of the prompt."""
+
+    preview_every: int = Field(0, ge=0)
+    """Steps between previews of an image that is drawn; 0 for none."""
+
+    @field_validator("guidance_interval")
+    @classmethod
+    def _ordered(cls, interval: tuple[float, float]) -> tuple[float, float]:
+        low, high = interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"guidance_interval must be within 0 to 1, low first, got {interval}")
+        return interval
+
+    @field_validator("stop")
+    @classmethod
+    def _not_empty(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(stop) or len(stop) > MAX_STOPS:
+            raise ValueError(
+                f"stop must be at most {MAX_STOPS} texts, none of them empty, got {stop}"
+            )
+        return stop
 
     @field_validator("modalities")
     @classmethod

@@ -12,11 +12,11 @@ from einops import rearrange
 from jaxtyping import UInt8
 
 from transfusion.package.load import Package
-from transfusion.sample.denoise import Watch
-from transfusion.sample.engine import generate
+from transfusion.sample.engine import Watch, generate
+from transfusion.sample.events import FinishReason
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, Part, TextPart
-from transfusion.sample.rows import FinishReason, Request
+from transfusion.sample.rows import Request
 
 Pixels = UInt8[np.ndarray, "h w 3"]
 Segment = str | np.ndarray

@@ -16,7 +16,8 @@ from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.format import PackageConfig
-from transfusion.sample.engine import Result, generate
+from transfusion.sample.engine import generate
+from transfusion.sample.events import Result
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, TextPart
 from transfusion.sample.rows import Request
