@@ -129,7 +129,9 @@ def test_a_cancelled_request_is_gone_before_the_next_step_and_hears_nothing_more
     told = []
     engine = Engine(model(), CONFIG, max_rows=2)
     params = SamplingParams(solver="ddim", num_inference_steps=50, modalities=("image",))
-    (job,) = engine.submit([Request((TextPart((1,)),), params)], told.append)
+    (job,) = engine.submit(
+        [Request((TextPart((1,)),), params)], lambda _, event: told.append(event)
+    )
     for _ in range(5):
         engine.step()
     used = engine.pages.num_pages - engine.pages.num_free
@@ -211,7 +213,7 @@ def test_an_image_is_told_of_with_previews_that_come_to_it() -> None:
     params = SamplingParams(
         solver="ddim", num_inference_steps=50, modalities=("image",), preview_every=10
     )
-    engine.submit([Request((TextPart((1, 2)),), params)], told.append)
+    engine.submit([Request((TextPart((1, 2)),), params)], lambda _, event: told.append(event))
     while engine.step():
         pass
     kinds = [type(event) for event in told]

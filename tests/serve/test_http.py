@@ -17,13 +17,17 @@ from tests.tiny import tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
-from transfusion.serve.batcher import Batcher, QueueFullError
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.errors import ApiError
 from transfusion.serve.guards import Guard, key_digests
 from transfusion.serve.http import make_app
 from transfusion.serve.service import Service
 
-IMAGES, COMPLETIONS = "/v1/images/generations", "/v1/completions"
+IMAGES, COMPLETIONS, CHAT = "/v1/images/generations", "/v1/completions", "/v1/chat/completions"
+PICTURE_ELSEWHERE = {
+    "role": "user",
+    "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/latest"}}],
+}
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +115,10 @@ BAD = [
     (IMAGES, {"prompt": "x", "guidance_scale": 21}, "guidance_scale"),
     (IMAGES, {"prompt": "x", "seed": -1}, "seed"),
     (IMAGES, {"prompt": "x", "seed": 2**63}, "seed"),
-    (IMAGES, {"prompt": "x", "negative_prompt": "ugly"}, "negative_prompt"),
+    (IMAGES, {"prompt": "x", "guidance_interval": [0.9, 0.1]}, "guidance_interval"),
+    (IMAGES, {"prompt": "x", "partial_images": 4}, "partial_images"),
     (IMAGES, {"prompt": "x", "response_format": "url"}, "response_format"),
-    (IMAGES, {"prompt": "x", "stream": True}, "stream"),
+    (IMAGES, {"prompt": "x", "stream": "yes"}, "stream"),
     (IMAGES, {"prompt": "x", "surprise": 1}, "surprise"),
     (IMAGES, {"prompt": "x", "extra_body": 3}, None),
     (IMAGES, {"prompt": "x", "extra_body": {"surprise": 1}}, "surprise"),
@@ -123,7 +128,14 @@ BAD = [
     (COMPLETIONS, {"prompt": "x" * 40, "max_tokens": 50}, "prompt"),
     (COMPLETIONS, {"prompt": "x", "temperature": 3}, "temperature"),
     (COMPLETIONS, {"prompt": "x", "top_p": 0}, "top_p"),
-    (COMPLETIONS, {"prompt": "x", "logprobs": 5}, "logprobs"),
+    (COMPLETIONS, {"prompt": "x", "logprobs": 21}, "logprobs"),
+    (COMPLETIONS, {"prompt": [1, 100_000]}, "prompt"),
+    (CHAT, {"messages": []}, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": " "}]}, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages"),
+    (CHAT, {"messages": [PICTURE_ELSEWHERE]}, "messages"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "max_images": 11}, "max_images"),
+    (CHAT, {"messages": [{"role": "user", "content": "x"}], "tools": [{}]}, "tools"),
     (COMPLETIONS, {"prompt": "x", "stop": ["a"] * 5}, None),
 ]
 
@@ -176,7 +188,7 @@ def test_a_bug_is_no_story_for_the_caller(sampler: Sampler, monkeypatch) -> None
     service = Service(sampler, EndpointConfig())
     client = TestClient(make_app(service), raise_server_exceptions=False)
     with monkeypatch.context() as patch:
-        patch.setattr(sampler, "sample", lambda *_, **__: 1 / 0)
+        patch.setattr(service.loop.engine, "_advance_images", lambda *_, **__: 1 / 0)
         answer = client.post(IMAGES, json={"prompt": "x"})
         assert answer.status_code == 500
         assert "division" not in answer.text
@@ -264,23 +276,18 @@ def test_a_body_that_dawdles_is_given_up() -> None:
     assert answered[0]["status"] == 408
 
 
-class Slow:
-    """Stands for the sampler: answers when told to."""
+def slowed(service: Service, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """The engine steps only after the event is set."""
+    go, step = threading.Event(), service.loop.engine.step
 
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.batches: list[int] = []
-        self.given_up = 0
+    def slow() -> bool:
+        worked = step()
+        if worked and not go.is_set():
+            go.wait(0.05)
+        return worked
 
-    def __call__(self, requests, watch):
-        self.batches.append(len(requests))
-        while not self.go.wait(0.005):
-            try:
-                watch()
-            except Exception:
-                self.given_up += 1
-                raise
-        return list(requests)
+    monkeypatch.setattr(service.loop.engine, "step", slow)
+    return go
 
 
 def image_request(sampler: Sampler, steps: int = 10):
@@ -290,53 +297,60 @@ def image_request(sampler: Sampler, steps: int = 10):
     return sampler.request("blue", params)
 
 
-def test_what_waits_is_answered_together_and_in_kinds(sampler: Sampler) -> None:
-    async def scenario() -> list[int]:
-        slow = Slow()
-        batcher = Batcher(slow, max_batch_size=3, max_queued=100)
-        few, many = image_request(sampler), image_request(sampler, steps=20)
-        first = asyncio.create_task(batcher.submit([few]))
-        await asyncio.sleep(0.05)
-        others = [asyncio.create_task(batcher.submit([one])) for one in (few, many, few, few, few)]
-        await asyncio.sleep(0.05)
-        slow.go.set()
-        answers = await asyncio.gather(first, *others)
-        assert [len(answer) for answer in answers] == [1] * 6
-        assert answers[2] == [many]
-        return slow.batches
+def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
+    sampler: Sampler, monkeypatch
+) -> None:
+    service = Service(sampler, EndpointConfig())
+    slowed(service, monkeypatch)
 
-    assert asyncio.run(asyncio.wait_for(scenario(), 20)) == [1, 3, 1, 1]
-
-
-def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler) -> None:
     async def scenario() -> None:
-        slow = Slow()
-        batcher = Batcher(slow, max_batch_size=1, max_queued=2)
+        long = asyncio.create_task(service.ask([image_request(sampler, steps=40)]))
+        await asyncio.sleep(0.1)
+        (short,) = await service.ask([image_request(sampler)])
+        assert not long.done()
+        assert short.images[0].shape == (16, 16, 3)
+        await long
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    counts = service.loop.engine.counts
+    assert counts.steps < 50 < counts.rows + 10
+    service.close()
+
+
+def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, monkeypatch) -> None:
+    service = Service(sampler, EndpointConfig(max_batch_size=1, max_queued_samples=2))
+    go = slowed(service, monkeypatch)
+
+    async def scenario() -> None:
         request = image_request(sampler)
-        tasks = [asyncio.create_task(batcher.submit([request]))]
-        await asyncio.sleep(0.05)  # until the first is being answered
-        tasks += [asyncio.create_task(batcher.submit([request])) for _ in range(2)]
-        await asyncio.sleep(0.05)
-        with pytest.raises(QueueFullError):
-            await batcher.submit([request])
+        tasks = [asyncio.create_task(service.ask([request]))]
+        await asyncio.sleep(0.1)  # until the first is under way
+        tasks += [asyncio.create_task(service.ask([request])) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        with pytest.raises(ApiError) as refused:
+            await service.ask([request])
+        assert refused.value.status == 429
         for task in tasks:
             task.cancel()
-        await asyncio.sleep(0.1)
-        assert slow.given_up == 1
-        assert slow.batches == [1]
-        slow.go.set()
-        assert await batcher.submit([request]) == [request]
+        await asyncio.sleep(0.2)
+        engine = service.loop.engine
+        assert (engine.num_active, engine.num_waiting) == (0, 0)
+        assert engine.pages.num_free == engine.pages.num_pages
+        go.set()
+        assert len(await service.ask([request])) == 1
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
+    assert service.loop.engine.counts.images == 1
+    service.close()
 
 
 def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away(
     sampler: Sampler, monkeypatch
 ) -> None:
-    slow = Slow()
-    monkeypatch.setattr(sampler, "sample", lambda requests, watch: slow(requests, watch))
     config = EndpointConfig(request_timeout_s=0.2, max_queued_samples=1, max_batch_size=1)
-    with TestClient(make_app(Service(sampler, config)), raise_server_exceptions=False) as client:
+    service = Service(sampler, config)
+    slowed(service, monkeypatch)
+    with TestClient(make_app(service), raise_server_exceptions=False) as client:
         answers = []
 
         def ask() -> None:
@@ -352,6 +366,8 @@ def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) > 0
         assert client.get("/health").status_code == 200
+    assert service.loop.engine.counts.images == 0
+    service.close()
 
 
 def test_the_block_of_a_job_listens_on_loopback_unless_told_otherwise() -> None:

@@ -36,7 +36,7 @@ Watch = Callable[[], None]
 """Called at every step; raises to give up."""
 
 
-def _ignore(_: Event) -> None:
+def _ignore(_: int, __: Event) -> None:
     """For those who read the results of their jobs instead."""
 
 
@@ -207,7 +207,7 @@ class Engine:
             job.result = job.row.result
             self.counts.tokens += job.result.num_tokens
             if not job.is_cancelled:
-                job.listener(Ended(job.result))
+                job.listener(job.index, Ended(job.result))
 
 
 def generate(

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,8 @@ from transfusion.sample.reading import Part, TextPart, length_of, read
 from transfusion.sample.rows import Request, Row, branches_for, check_request, room_for
 from transfusion.sample.stream import Decode
 
-Listener = Callable[[Event], None]
+Listener = Callable[[int, Event], None]
+"""Told the number of a request among those that were submitted together, and what came of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +63,8 @@ class Job:
 
     request: Request
     prefix: Prefix
+    index: int
+    """Among the requests that were submitted together."""
     listener: Listener
     is_cancelled: bool = False
     row: Row | None = None
@@ -108,7 +112,7 @@ class Admission:
                 -1 - index if alone else id(request.prompt), Prefix((bos, *request.prompt))
             )
             prefix.users += 1
-            jobs.append(Job(request, prefix, listener))
+            jobs.append(Job(request, prefix, index, listener))
         self.waiting.extend(jobs)
         return jobs
 
@@ -166,7 +170,7 @@ class Admission:
             others=tuple(
                 PagedSequence(self.pages, room) for room in branches_for(request, self.config)
             ),
-            tell=job.listener,
+            tell=partial(job.listener, job.index),
             decode=self._decode,
             device=self._device,
         )

@@ -3,7 +3,7 @@
 Axes: h w = pixels.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from transfusion.package.load import Package
 from transfusion.sample.engine import Watch, generate
-from transfusion.sample.events import FinishReason
+from transfusion.sample.events import FinishReason, Result, TokenScore
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, Part, TextPart
 from transfusion.sample.rows import Request
@@ -21,6 +21,9 @@ from transfusion.sample.rows import Request
 Pixels = UInt8[np.ndarray, "h w 3"]
 Segment = str | np.ndarray
 """Text, or the pixels of an image as uint8 (h, w, 3)."""
+
+Given = Segment | Sequence[int]
+"""What a prompt may hold: token ids stand for text."""
 
 DECODED_AT_ONCE = 64
 
@@ -35,6 +38,8 @@ class Sample:
     """Positions of the prompt, BOS and patches included."""
     completion_tokens: int
     """Text tokens written."""
+    prompt_scores: tuple[TokenScore, ...] = ()
+    scores: tuple[TokenScore, ...] = ()
 
     @property
     def text(self) -> str:
@@ -53,14 +58,22 @@ class Sampler:
     def __init__(self, package: Package) -> None:
         self.package = package
 
-    def request(self, prompt: str | Sequence[Segment], params: SamplingParams) -> Request:
+    def request(
+        self,
+        prompt: str | Sequence[Given],
+        params: SamplingParams,
+        *,
+        negative_prompt: str = "",
+    ) -> Request:
         """A prompt as the engine takes it. Text that spells a special token stays text.
 
         Raises:
             ValueError: An image is not of the model's size.
         """
-        segments = [prompt] if isinstance(prompt, str) else list(prompt)
-        return Request(tuple(self._part(one) for one in segments if len(one)), params)
+        segments: list[Given] = [prompt] if isinstance(prompt, str) else list(prompt)
+        negative = self.package.tokenizer.encode(negative_prompt).tolist()
+        parts = tuple(self._part(one) for one in segments if len(one))
+        return Request(parts, params, tuple(negative))
 
     def num_positions(self, prompt: str) -> int:
         """Positions that a prompt takes, BOS included."""
@@ -68,26 +81,35 @@ class Sampler:
 
     def sample(self, requests: Sequence[Request], *, watch: Watch | None = None) -> list[Sample]:
         """Answers requests together; see `engine.generate`."""
-        results = generate(self.package.model, self.package.config, requests, watch=watch)
+        stops = any(request.params.stop for request in requests)
+        results = generate(
+            self.package.model,
+            self.package.config,
+            requests,
+            watch=watch,
+            decode=self.package.tokenizer.decode if stops else None,
+        )
         drawn = [part for one in results for part in one.parts if isinstance(part, ImagePart)]
         pixels = iter(self.pixels_of(drawn))
-        samples = []
-        for result in results:
-            segments: list[Segment] = [
-                self.package.tokenizer.decode(part.ids)
-                if isinstance(part, TextPart)
-                else next(pixels)
+        return [self.sample_of(result, pixels) for result in results]
+
+    def sample_of(self, result: Result, pixels: Iterator[Pixels]) -> Sample:
+        """A result as text and pixels, taking from `pixels` those of its images."""
+        return Sample(
+            segments=tuple(
+                next(pixels) if isinstance(part, ImagePart) else self.text_of(part)
                 for part in result.parts
-            ]
-            samples.append(
-                Sample(
-                    segments=tuple(segments),
-                    finish_reason=result.finish_reason,
-                    prompt_tokens=result.prompt_length,
-                    completion_tokens=result.num_tokens,
-                )
-            )
-        return samples
+            ),
+            finish_reason=result.finish_reason,
+            prompt_tokens=result.prompt_length,
+            completion_tokens=result.num_tokens,
+            prompt_scores=tuple(result.prompt_scores),
+            scores=tuple(result.scores),
+        )
+
+    def text_of(self, part: TextPart) -> str:
+        """What a stretch of tokens says, cut where a stop string came."""
+        return self.package.tokenizer.decode(part.ids) if part.text is None else part.text
 
     def encode_images(self, images: Sequence[Pixels]) -> list[ImagePart]:
         """Images as clean latents (the posterior's mean, normalised), or as codes."""
@@ -122,9 +144,11 @@ class Sampler:
             decoded.extend(made.cpu().numpy())
         return decoded
 
-    def _part(self, segment: Segment) -> Part:
+    def _part(self, segment: Given) -> Part:
         if isinstance(segment, str):
             return TextPart(tuple(self.package.tokenizer.encode(segment).tolist()))
+        if not isinstance(segment, np.ndarray):
+            return TextPart(tuple(segment))
         size = self.package.config.image_size_px
         if segment.shape != (size, size, 3):
             raise ValueError(

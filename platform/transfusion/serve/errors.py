@@ -37,13 +37,18 @@ class ApiError(Exception):
 
 def error_response(error: ApiError) -> JSONResponse:
     """The answer to a request that is at fault, or that we are."""
+    return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
+
+
+def error_body(error: ApiError) -> dict[str, Any]:
+    """An error as clients read it."""
     body = {
         "message": error.message,
         "type": _TYPES.get(error.status, "invalid_request_error"),
         "param": error.param,
         "code": error.code,
     }
-    return JSONResponse({"error": body}, status_code=error.status, headers=error.headers)
+    return {"error": body}
 
 
 def install(app: FastAPI) -> None:

@@ -5,7 +5,9 @@ import hashlib
 import hmac
 import os
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,8 +35,15 @@ class Guard:
         max_body_bytes: int,
         body_timeout_s: float,
         digests: Sequence[str] = (),
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        """Wraps an app.
+
+        Args:
+            headers: Of every answer, beside the request's id.
+        """
         self.app = app
+        self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.digests = tuple(digests)
@@ -44,6 +53,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        send = self._telling(send)
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
             if scope["path"] not in OPEN_PATHS:
@@ -62,6 +72,17 @@ class Guard:
         await self.app(scope, body.receive, sending)
         if body.fault is not None:
             await error_response(body.fault)(scope, receive, send)
+
+    def _telling(self, send: Send) -> Send:
+        """Adds the headers of every answer."""
+        told = [*self.headers, (b"x-request-id", uuid.uuid4().hex.encode())]
+
+        async def telling(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *told]
+            await send(message)
+
+        return telling
 
     def _check_key(self, authorization: bytes) -> None:
         if not self.digests:

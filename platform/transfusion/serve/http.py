@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 
 from transfusion.serve import errors
-from transfusion.serve.endpoints import completions, images, status
+from transfusion.serve.endpoints import chat, completions, images, status
 from transfusion.serve.guards import Guard
 from transfusion.serve.service import Service
 
-ENDPOINTS = (images.routes, completions.routes, status.routes)
+ENDPOINTS = (chat.routes, images.routes, completions.routes, status.routes)
 
 
 def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
@@ -27,5 +27,9 @@ def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
         max_body_bytes=service.config.max_body_bytes,
         body_timeout_s=service.config.body_timeout_s,
         digests=tuple(digests),
+        headers={
+            "X-Model-Id": service.package.name,
+            "X-Model-Digest": service.sampler.package.digest,
+        },
     )
     return app

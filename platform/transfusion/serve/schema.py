@@ -40,12 +40,20 @@ class _Request(BaseModel):
     n: int | None = Field(None, ge=1, le=10)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     user: str | None = None
-    stream: Unsupported = None
+    stream: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _extensions(cls, values: Any) -> Any:
         return _flatten(values)
+
+
+class StreamOptions(BaseModel):
+    """What a stream tells beside the text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    include_usage: bool | None = None
+    include_obfuscation: Unsupported = None
 
 
 class ImageRequest(_Request):
@@ -58,11 +66,12 @@ class ImageRequest(_Request):
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=20)
     solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
-    negative_prompt: Unsupported = None
+    negative_prompt: str | None = None
+    guidance_interval: tuple[float, float] | None = None
+    partial_images: int | None = Field(None, ge=0, le=3)
     background: Unsupported = None
     moderation: Unsupported = None
     output_compression: Unsupported = None
-    partial_images: Unsupported = None
     quality: Unsupported = None
     style: Unsupported = None
 
@@ -70,7 +79,8 @@ class ImageRequest(_Request):
 class CompletionRequest(_Request):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str]
+    prompt: str | list[str] | list[int] | list[list[int]]
+    """Texts, or token ids."""
     max_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -81,14 +91,88 @@ class CompletionRequest(_Request):
     frequency_penalty: Unsupported = None
     presence_penalty: Unsupported = None
     logit_bias: Unsupported = None
-    logprobs: Unsupported = None
-    stream_options: Unsupported = None
+    logprobs: int | None = Field(None, ge=0, le=20)
+    stream_options: StreamOptions | None = None
     suffix: Unsupported = None
 
     @model_validator(mode="after")
     def _few(self) -> "CompletionRequest":
-        if isinstance(self.prompt, list) and not 1 <= len(self.prompt) <= 20:
-            raise ValueError("prompt: must be 1 to 20 texts")
+        if isinstance(self.prompt, list):
+            texts = not all(isinstance(one, int) for one in self.prompt)
+            if not self.prompt or (texts and len(self.prompt) > 20):
+                raise ValueError("prompt: must be 1 to 20 texts")
+        if isinstance(self.stop, list) and len(self.stop) > 4:
+            raise ValueError("stop: must be at most 4 texts")
+        return self
+
+
+class ImageUrl(BaseModel):
+    """A picture inside the request: `data:image/png;base64,...`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ContentPart(BaseModel):
+    """A piece of a message: text or a picture, in the order in which they are read."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    type: Literal["text", "image_url"]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> "ContentPart":
+        if (self.text is None) == (self.type == "text"):
+            raise ValueError(f"a part of type {self.type!r} must hold {self.type!r}")
+        if (self.image_url is None) == (self.type == "image_url"):
+            raise ValueError(
+                f"a part of type {self.type!r} must hold {self.type!r} and nothing else"
+            )
+        return self
+
+
+class ChatMessage(BaseModel):
+    """What was said; the model knows documents and no roles, and is given all of it in order."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
+
+
+class ChatRequest(_Request):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=100)
+    modalities: list[Literal["text", "image"]] | None = None
+    """`text` unless told otherwise; both let the model decide, `image` alone draws."""
+    max_tokens: int | None = Field(None, ge=0)
+    max_completion_tokens: int | None = Field(None, ge=0)
+    max_images: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    stop: str | list[str] | None = None
+    stream_options: StreamOptions | None = None
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    image_guidance_scale: float | None = Field(None, ge=0, le=20)
+    negative_prompt: str | None = None
+    solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
+    previews: int | None = Field(None, ge=0, le=10)
+    """Of each picture, on its way, where the answer streams."""
+    frequency_penalty: Unsupported = None
+    presence_penalty: Unsupported = None
+    logit_bias: Unsupported = None
+    logprobs: Unsupported = None
+    top_logprobs: Unsupported = None
+    response_format: Unsupported = None
+    tools: Unsupported = None
+    tool_choice: Unsupported = None
+
+    @model_validator(mode="after")
+    def _few_stops(self) -> "ChatRequest":
         if isinstance(self.stop, list) and len(self.stop) > 4:
             raise ValueError("stop: must be at most 4 texts")
         return self

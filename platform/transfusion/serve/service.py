@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,17 @@ import torch
 
 from transfusion.errors import SpecError
 from transfusion.package.load import load_package
+from transfusion.sample.engine import Engine
+from transfusion.sample.events import Ended, Event, ImageDrawn, ImagePreview
 from transfusion.sample.params import MAX_SEED, SamplingParams, params_with
+from transfusion.sample.reading import ImagePart
 from transfusion.sample.rows import Request, check_request
-from transfusion.sample.sampler import Sample, Sampler
-from transfusion.serve.batcher import Batcher, QueueFullError
+from transfusion.sample.sampler import Given, Pixels, Sample, Sampler
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.decoder import Decoder
 from transfusion.serve.errors import ApiError
+from transfusion.serve.loop import EngineLoop, QueueFullError
+from transfusion.serve.metrics import Metrics
 
 
 class Service:
@@ -27,11 +32,18 @@ class Service:
         self.config = config
         self.package = sampler.package.config
         self.created = int(time.time())
-        self.batcher = Batcher(
-            lambda requests, watch: sampler.sample(requests, watch=watch),
-            max_batch_size=config.max_batch_size,
+        self.metrics = Metrics()
+        self.decoder = Decoder(sampler, threads=config.threads)
+        self.loop = EngineLoop(
+            Engine(
+                sampler.package.model,
+                self.package,
+                max_rows=config.max_batch_size,
+                decode=sampler.package.tokenizer.decode,
+            ),
             max_queued=config.max_queued_samples,
             threads=config.threads,
+            metrics=self.metrics,
         )
 
     @staticmethod
@@ -65,28 +77,34 @@ class Service:
             param = next((name for name in chosen if name in message), None)
             raise ApiError(400, message, param=param) from error
 
-    def request(self, prompt: str, params: SamplingParams) -> Request:
-        """A request that is sure to fit.
+    def requests(
+        self,
+        prompt: str | Sequence[Given],
+        each: Sequence[SamplingParams],
+        *,
+        negative_prompt: str | None = None,
+        param: str = "prompt",
+    ) -> list[Request]:
+        """Samples of one prompt, each sure to fit; they share what is read of it.
 
         Raises:
             ApiError: The prompt is empty, no text, or too long.
         """
-        if not prompt.strip():
-            raise ApiError(400, "prompt: must not be empty", param="prompt")
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise ApiError(
-                400, "prompt: is not valid Unicode (a lone surrogate)", param="prompt"
-            ) from error
-        request = self.sampler.request(prompt, params)
-        try:
-            check_request(request, self.package)
-        except ValueError as error:
-            raise ApiError(
-                400, f"prompt: {error}", param="prompt", code="context_length_exceeded"
-            ) from error
-        return request
+        segments = [prompt] if isinstance(prompt, str) else list(prompt)
+        texts = [segment for segment in segments if isinstance(segment, str)]
+        if len(texts) == len(segments) and not "".join(texts).strip():
+            raise ApiError(400, f"{param}: must not be empty", param=param)
+        check_unicode([*texts, negative_prompt or ""], param)
+        first = self.sampler.request(segments, each[0], negative_prompt=negative_prompt or "")
+        requests = [Request(first.prompt, one, first.negative_prompt) for one in each]
+        for request in requests:
+            try:
+                check_request(request, self.package)
+            except ValueError as error:
+                raise ApiError(
+                    400, f"{param}: {error}", param=param, code="context_length_exceeded"
+                ) from error
+        return requests
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError when a caller names another model than this."""
@@ -104,14 +122,41 @@ class Service:
         Raises:
             ApiError: The server is full (429), or takes too long (408).
         """
+        results, images = {}, {}
+        async for index, event in self.events(requests):
+            if isinstance(event, ImageDrawn):
+                images[index, event.index] = asyncio.create_task(self.decoder.decode(event.part))
+            elif isinstance(event, Ended):
+                results[index] = event.result
+        samples = []
+        for index in range(len(requests)):
+            drawn = [await images[key] for key in sorted(images) if key[0] == index]
+            samples.append(self.sampler.sample_of(results[index], iter(drawn)))
+        return samples
+
+    async def events(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Event]]:
+        """What comes of a caller's requests, as it comes; whoever stops reading gives them up.
+
+        Raises:
+            ApiError: The server is full (429), or takes too long (408).
+        """
         limit = self.config.request_timeout_s
+        deadline = asyncio.get_running_loop().time() + limit
         try:
-            async with asyncio.timeout(limit):
-                return await self.batcher.submit(requests)
+            async with self.loop.ask(requests) as events:
+                while True:
+                    async with asyncio.timeout_at(deadline):
+                        told = await anext(events, None)
+                    if told is None:
+                        return
+                    if isinstance(told[1], Ended):
+                        self.metrics.tokens.inc(told[1].result.num_tokens)
+                        self.metrics.images.inc(len(told[1].result.images))
+                    yield told
         except QueueFullError as error:
             raise ApiError(
                 429,
-                f"the server is busy: {self.batcher.num_queued} samples are waiting; come again later",
+                f"the server is busy: {self.loop.num_queued} samples are waiting; come again later",
                 code="server_busy",
                 headers={"Retry-After": str(self.config.retry_after_s)},
             ) from error
@@ -119,6 +164,25 @@ class Service:
             raise ApiError(
                 408, f"the request was given up after {limit:g} s; ask for less at once"
             ) from error
+
+    async def pixels(self, event: ImageDrawn | ImagePreview) -> Pixels:
+        """An image that is done, or as it would be now."""
+        part = event.part if isinstance(event, ImageDrawn) else ImagePart(event.latent)
+        return await self.decoder.decode(part)
+
+    def close(self) -> None:
+        """Stops the engine."""
+        self.loop.close()
+
+
+def check_unicode(texts: Sequence[str], param: str) -> None:
+    """Raises ApiError for what JSON can spell and UTF-8 cannot."""
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError as error:
+        raise ApiError(
+            400, f"{param}: is not valid Unicode (a lone surrogate)", param=param
+        ) from error
 
 
 def seeds_from(seed: int | None, count: int) -> list[int]:

@@ -1,71 +1,175 @@
-"""`POST /v1/completions`."""
+"""`POST /v1/completions`: text behind text; with `echo` and `logprobs`, what the model thinks of a text."""
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import Response
 
+from transfusion.sample.events import Ended, TextWritten, TokenScore
+from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sample
 from transfusion.serve.errors import ApiError
 from transfusion.serve.schema import CompletionRequest
 from transfusion.serve.service import Service, seeds_from
+from transfusion.serve.streaming import Chunks, stream
 
 DEFAULT_TOKENS = 16
 """As OpenAI's: a caller who wants more says so."""
+
+Prompt = str | list[int]
 
 
 def routes(service: Service) -> APIRouter:
     """The endpoint's routes."""
     router = APIRouter()
 
-    @router.post("/v1/completions")
-    async def complete(body: CompletionRequest) -> dict[str, Any]:
+    @router.post("/v1/completions", response_model=None)
+    async def complete(body: CompletionRequest) -> dict[str, Any] | Response:
         service.check_model(body.model)
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-        each = [prompt for prompt in prompts for _ in range(body.n or 1)]
+        answer = _Answer(body, service)
+        if body.stream:
+            return await stream(answer.chunks())
+        return answer.whole(await service.ask(answer.requests))
+
+    return router
+
+
+class _Answer:
+    """One call: its prompts, `n` samples of each, and how they are told."""
+
+    def __init__(self, body: CompletionRequest, service: Service) -> None:
+        self.body, self.service = body, service
+        self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self.prompts = _prompts(body, service)
+        self.count = body.n or 1
+        self.requests = self._requests()
+
+    def _requests(self) -> list[Request]:
+        body, service = self.body, self.service
         max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-        _check(prompts, max_tokens, service)
-        requests = [
-            service.request(
-                prompt,
+        _check(self.prompts, max_tokens, service)
+        seeds = iter(seeds_from(body.seed, len(self.prompts) * self.count))
+        requests: list[Request] = []
+        for prompt in self.prompts:
+            each = [
                 service.params(
                     temperature=body.temperature,
                     top_p=body.top_p,
                     top_k=body.top_k,
                     max_tokens=max_tokens,
                     max_images=0,
-                    seed=seed,
+                    stop=[body.stop] if isinstance(body.stop, str) else body.stop,
+                    logprobs=body.logprobs,
+                    prompt_logprobs=body.logprobs if body.echo else None,
+                    seed=next(seeds),
                     modalities=["text"],
-                ),
-            )
-            for prompt, seed in zip(each, seeds_from(body.seed, len(each)), strict=True)
-        ]
-        samples = await service.ask(requests)
-        stops = [body.stop] if isinstance(body.stop, str) else body.stop or []
+                )
+                for _ in range(self.count)
+            ]
+            given = prompt if isinstance(prompt, str) else [prompt]
+            requests.extend(service.requests(given, each))
+        return requests
+
+    def _before(self, index: int) -> str:
+        """What is echoed before a sample."""
+        prompt = self.prompts[index // self.count]
+        if not self.body.echo:
+            return ""
+        return prompt if isinstance(prompt, str) else self._text(prompt)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.service.sampler.package.tokenizer.decode(ids)
+
+    def whole(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Everything at once."""
         choices = [
-            _choice(index, prompt if body.echo else "", sample, stops)
-            for index, (prompt, sample) in enumerate(zip(each, samples, strict=True))
+            {
+                "index": index,
+                "text": self._before(index) + sample.text,
+                "finish_reason": sample.finish_reason,
+                "logprobs": self._logprobs(sample),
+            }
+            for index, sample in enumerate(samples)
         ]
-        read = sum(sample.prompt_tokens for sample in samples[:: body.n or 1])
+        read = sum(sample.prompt_tokens for sample in samples[:: self.count])
         written = sum(sample.completion_tokens for sample in samples)
+        return self._shell(choices) | {"usage": _usage(read, written)}
+
+    async def chunks(self) -> Chunks:
+        """A piece at a time."""
+        read = written = 0
+        for index in range(len(self.requests)):
+            if before := self._before(index):
+                yield self._shell([_delta(index, before)])
+        async for index, event in self.service.events(self.requests):
+            if isinstance(event, TextWritten):
+                yield self._shell([_delta(index, event.text)])
+            elif isinstance(event, Ended):
+                read += event.result.prompt_length if index % self.count == 0 else 0
+                written += event.result.num_tokens
+                yield self._shell([_delta(index, "", event.result.finish_reason)])
+        if self.body.stream_options and self.body.stream_options.include_usage:
+            yield self._shell([]) | {"usage": _usage(read, written)}
+
+    def _shell(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
-            "id": f"cmpl-{uuid.uuid4().hex}",
+            "id": self.id,
             "object": "text_completion",
-            "created": int(time.time()),
-            "model": service.package.name,
+            "created": self.created,
+            "model": self.service.package.name,
             "choices": choices,
-            "usage": {
-                "prompt_tokens": read,
-                "completion_tokens": written,
-                "total_tokens": read + written,
-            },
         }
 
-    return router
+    def _logprobs(self, sample: Sample) -> dict[str, Any] | None:
+        """Parallel lists over tokens; of an echoed prompt too, BOS left out: the first is said behind BOS."""
+        if self.body.logprobs is None:
+            return None
+        scores: list[TokenScore] = [*sample.prompt_scores[1:], *sample.scores]
+        tokens = [self._spelled([score.token]) for score in scores]
+        offsets, at = [], 0
+        for token in tokens:
+            offsets.append(at)
+            at += len(token)
+        return {
+            "tokens": tokens,
+            "token_logprobs": [score.logprob for score in scores],
+            "top_logprobs": [
+                {self._spelled([token]): logprob for token, logprob in reversed(score.top)}
+                for score in scores
+            ],
+            "text_offset": offsets,
+        }
+
+    def _spelled(self, ids: Sequence[int]) -> str:
+        """A token as a string that tells it from every other: ids that spell nothing are named."""
+        return self._text(ids) or f"<token {ids[0]}>"
 
 
-def _check(prompts: list[str], max_tokens: int, service: Service) -> None:
+def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
+    """Each prompt, as text or as ids.
+
+    Raises:
+        ApiError: An id is none of the tokenizer's.
+    """
+    given = body.prompt
+    prompts: list[Any] = [given] if isinstance(given, str) else list(given)
+    if prompts and all(isinstance(one, int) for one in prompts):
+        prompts = [prompts]
+    pieces = service.package.num_pieces
+    for prompt in prompts:
+        if not isinstance(prompt, str) and (not prompt or not all(0 <= i < pieces for i in prompt)):
+            raise ApiError(
+                400,
+                f"prompt: must be token ids from 0 to {pieces - 1}, at least one",
+                param="prompt",
+            )
+    return prompts
+
+
+def _check(prompts: Sequence[Prompt], max_tokens: int, service: Service) -> None:
     if max_tokens > service.config.max_tokens:
         raise ApiError(
             400,
@@ -75,11 +179,15 @@ def _check(prompts: list[str], max_tokens: int, service: Service) -> None:
     context = service.package.sequence_length
     for prompt in prompts:
         # Bytes bound tokens from above only with byte fallback; the exact count is worth its time.
-        if (
-            len(prompt) <= 32 * context
-            and service.sampler.num_positions(prompt) + max_tokens <= context
-        ):
-            continue
+        is_short = len(prompt) <= 32 * context
+        if is_short:
+            length = (
+                service.sampler.num_positions(prompt)
+                if isinstance(prompt, str)
+                else len(prompt) + 1
+            )
+            if length + max_tokens <= context:
+                continue
         raise ApiError(
             400,
             f"prompt: with max_tokens {max_tokens} it takes more than the model's context of "
@@ -89,9 +197,9 @@ def _check(prompts: list[str], max_tokens: int, service: Service) -> None:
         )
 
 
-def _choice(index: int, before: str, sample: Sample, stops: list[str]) -> dict[str, Any]:
-    text, reason = sample.text, sample.finish_reason
-    ends = [text.find(stop) for stop in stops if stop and stop in text]
-    if ends:
-        text, reason = text[: min(ends)], "stop"
-    return {"index": index, "text": before + text, "finish_reason": reason, "logprobs": None}
+def _delta(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
+
+
+def _usage(read: int, written: int) -> dict[str, int]:
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -1,8 +1,10 @@
-"""`GET /health` and `GET /v1/models`."""
+"""`GET /health`, `GET /metrics` and `GET /v1/models`."""
 
 from typing import Any
 
 from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from transfusion.serve.service import Service
 
@@ -14,7 +16,12 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "model": package.name, "queued": service.batcher.num_queued}
+        return {"status": "ok", "model": package.name, "queued": service.loop.num_queued}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        service.metrics.queued.set(service.loop.num_queued)
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -1,0 +1,137 @@
+"""The engine on a thread of its own beside the event loop: requests in, events out.
+
+A request joins at the next step. Whoever stops listening (gone, or out of time) gives up what was asked for, and
+its slots are free at the next step. A step that fails is told to all that were under way, and the loop goes on.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import torch
+
+from transfusion.sample.engine import Engine
+from transfusion.sample.events import Ended, Event, Failed, TextWritten
+from transfusion.sample.jobs import Job
+from transfusion.sample.rows import Request
+from transfusion.serve.metrics import Metrics
+
+logger = logging.getLogger("transfusion.serve")
+
+Events = AsyncIterator[tuple[int, Event]]
+"""(number of the request, what came of it), until all have ended or one has failed."""
+
+
+class QueueFullError(Exception):
+    """More waits than may wait."""
+
+
+class EngineLoop:
+    """Steps while there is something to do."""
+
+    def __init__(self, engine: Engine, *, max_queued: int, threads: int, metrics: Metrics) -> None:
+        self.engine = engine
+        self._max_queued = max_queued
+        self._threads = threads
+        self._metrics = metrics
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def num_queued(self) -> int:
+        """Requests that wait."""
+        return self.engine.num_waiting
+
+    @asynccontextmanager
+    async def ask(self, requests: Sequence[Request]) -> AsyncIterator[Events]:
+        """What comes of some requests, as it comes; leaving the block gives up the rest.
+
+        Raises:
+            QueueFullError: So many do not fit in the queue; none was taken.
+        """
+        waiting = self.engine.num_waiting
+        # An idle server takes any one caller's requests, however many.
+        if waiting and waiting + len(requests) > self._max_queued:
+            self._metrics.rejected.inc(len(requests))
+            raise QueueFullError
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+            self._thread.start()
+        here = asyncio.get_running_loop()
+        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        first = _First(self._metrics)
+
+        def tell(index: int, event: Event) -> None:
+            first.seen(index, event)
+            # The caller's loop may be gone with its server.
+            if not here.is_closed():
+                here.call_soon_threadsafe(queue.put_nowait, (index, event))
+
+        jobs = self.engine.submit(requests, tell)
+        self._wake.set()
+        try:
+            yield _events(queue, len(requests))
+        finally:
+            unfinished = [job for job in jobs if job.result is None]
+            for job in unfinished:
+                self.engine.cancel(job)
+            self._metrics.cancelled.inc(len(unfinished))
+
+    def close(self) -> None:
+        """Stops stepping."""
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        torch.set_num_threads(self._threads)
+        while not self._closing:
+            self._wake.clear()
+            before = self.engine.counts.positions
+            began = time.perf_counter()
+            try:
+                worked = self.engine.step()
+            except Exception as error:
+                logger.exception("a step of the engine failed")
+                worked = True
+                self._fail(self.engine.abandon(), error)
+            if worked:
+                positions = self.engine.counts.positions - before
+                self._metrics.stepped(
+                    time.perf_counter() - began, rows=self.engine.num_active, positions=positions
+                )
+            else:
+                self._wake.wait()
+
+    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
+        for job in jobs:
+            job.listener(job.index, Failed(error))
+
+
+async def _events(queue: asyncio.Queue[tuple[int, Event]], count: int) -> Events:
+    while count:
+        index, event = await queue.get()
+        if isinstance(event, Failed):
+            raise event.error
+        yield index, event
+        count -= isinstance(event, Ended)
+
+
+class _First:
+    """When a caller's first token or image came."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._began = time.perf_counter()
+        self._seen: set[int] = set()
+
+    def seen(self, index: int, event: Event) -> None:
+        if index not in self._seen:
+            self._seen.add(index)
+            kind = "text" if isinstance(event, TextWritten) else "image"
+            self._metrics.first.labels(kind).observe(time.perf_counter() - self._began)

@@ -1,0 +1,72 @@
+"""Pictures as they travel: PNG out, what people upload in."""
+
+import base64
+import binascii
+import io
+
+import numpy as np
+
+from transfusion.sample.sampler import Pixels
+from transfusion.serve.errors import ApiError
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+MAX_PIXELS = 50_000_000
+"""Of an upload: a small file can hold a picture that fills memory."""
+
+
+def to_png(pixels: Pixels) -> str:
+    """Base64 of a PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def from_url(url: str, size_px: int, *, param: str) -> Pixels:
+    """A picture out of a `data:` address; others are not fetched.
+
+    Raises:
+        ApiError: It is another address, no base64, or no picture.
+    """
+    head, found, body = url.partition(",")
+    if not (found and head.startswith("data:image/") and head.endswith(";base64")):
+        raise ApiError(
+            400,
+            f"{param}: must be data:image/...;base64,...: this server fetches no addresses",
+            param=param,
+        )
+    try:
+        content = base64.b64decode(body, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ApiError(400, f"{param}: is not base64", param=param) from error
+    return from_bytes(content, size_px, param=param)
+
+
+def from_bytes(content: bytes, size_px: int, *, param: str) -> Pixels:
+    """A picture of the model's size: the middle square of what was uploaded, upright, on white.
+
+    Raises:
+        ApiError: It is no picture, or too large a one.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ApiError(
+                    400,
+                    f"{param}: has {image.width} x {image.height} pixels: must be at most {MAX_PIXELS}",
+                    param=param,
+                )
+            upright = ImageOps.exif_transpose(image).convert("RGBA")
+    except ApiError:
+        raise
+    except Exception as error:
+        # Pillow raises whatever a damaged file leads it to.
+        raise ApiError(
+            400, f"{param}: is no picture that can be read ({', '.join(FORMATS)})", param=param
+        ) from error
+    white = Image.new("RGBA", upright.size, "white")
+    flat = Image.alpha_composite(white, upright).convert("RGB")
+    return np.asarray(ImageOps.fit(flat, (size_px, size_px), Image.Resampling.LANCZOS))

@@ -1,0 +1,42 @@
+"""Server-sent events: chunks of JSON as OpenAI's clients read them."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from transfusion.serve.errors import ApiError, error_body
+
+Chunks = AsyncIterator[Mapping[str, Any]]
+
+
+async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | JSONResponse:
+    """An answer that begins when its first chunk is there: what fails before is an error with its status.
+
+    Args:
+        named: Each event is named by its `type`, and nothing closes the stream, as with OpenAI's pictures.
+    """
+    first = await anext(chunks)
+
+    async def lines() -> AsyncIterator[str]:
+        try:
+            yield _line(first, named=named)
+            async for chunk in chunks:
+                yield _line(chunk, named=named)
+        except ApiError as error:
+            # The status is sent: the fault travels as an event.
+            yield _line(error_body(error), named=False)
+        finally:
+            await chunks.aclose()  # type: ignore[attr-defined]
+        if not named:
+            yield "data: [DONE]\n\n"
+
+    return StreamingResponse(
+        lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+    )
+
+
+def _line(chunk: Mapping[str, Any], *, named: bool) -> str:
+    name = f"event: {chunk['type']}\n" if named else ""
+    return f"{name}data: {json.dumps(chunk)}\n\n"
