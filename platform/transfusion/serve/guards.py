@@ -16,7 +16,10 @@ from transfusion.serve.errors import ApiError, error_response
 KEYS = "TRANSFUSION_API_KEYS"
 """Keys of those who may ask, separated by commas; without it everybody may who reaches the port."""
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset(
+    {"/health", "/", "/playground/index.html", "/playground/style.css", "/playground/script.js"}
+)
+"""What tells nothing that a key protects: whether the server is there, and the page, which asks with a key."""
 
 
 def key_digests() -> tuple[str, ...]:
