@@ -54,9 +54,16 @@ class _Case:
 CASES = (
     _Case("image", 1, 0.5),
     _Case("image", 4, 0.6),
+    _Case("image", 8, 1 / 1.35),
     _Case("text", 1, 0.25),
     _Case("text", 4, 0.3),
 )
+
+MIXED = 4
+"""Images, and as many texts, of the load that is mixed."""
+
+RIVAL_BARS = {("image", 1): 5.0, ("image", 4): 3.0, ("text", 1): 4.0, ("text", 4): 2.0}
+"""How many times as fast as transfusion-pytorch: one image by its default, many and all text by its caches."""
 
 LIMITS = {
     # The prefix once; BOI and every denoising step for both branches of guidance.
@@ -84,7 +91,8 @@ def run(options: Options) -> list[Result]:
         others = [("its own products, bare", products.run, case.bar)]
         if (case.kind, case.count) in rivals:
             method, run_rival = rivals[case.kind, case.count]
-            others.append((f"transfusion-pytorch, {method}", run_rival, 2.0))
+            bar = RIVAL_BARS[case.kind, case.count]
+            others.append((f"transfusion-pytorch, {method}", run_rival, bar))
         # Two at a time: what ran before leaves its traces in the caches.
         for against, other, bar in others:
             turns = take_turns({"ours": sample, "other": other}, rounds=options.rounds)
@@ -99,7 +107,36 @@ def run(options: Options) -> list[Result]:
                     against=against,
                 )
             )
-    return results
+    return [*results, _mixing(model, config, options)]
+
+
+def _mixing(model: TransfusionModel, config: PackageConfig, options: Options) -> Result:
+    """Half text, half images in one engine, beside the two kinds in turn; as many rows at once for both."""
+    tokens = {**TEXT, "max_tokens": STEPS}
+    images = sampling(model, config, IMAGE, count=MIXED)
+    texts = sampling(model, config, tokens, count=MIXED)
+    both = [
+        Request((TextPart(tuple(range(1, PREFIX))),), SamplingParams(**params, seed=seed))
+        for seed in range(MIXED)
+        for params in (IMAGE, tokens)
+    ]
+
+    def in_turn() -> None:
+        images()
+        texts()
+
+    turns = take_turns(
+        {"ours": lambda: generate(model, config, both), "other": in_turn}, rounds=options.rounds
+    )
+    return Result(
+        name=f"sampler, {MIXED} images and {MIXED} texts of {STEPS} tokens together",
+        value=turns.median("ours"),
+        unit="s",
+        reference=turns.median("other"),
+        ratio=turns.ratio("ours", "other"),
+        bar=1.3,
+        against="the two kinds in turn",
+    )
 
 
 def _least(kind: str, seen: int) -> Result:
@@ -148,6 +185,7 @@ def sampling(
 ) -> Callable[[], Any]:
     """Answers `count` requests together."""
     prompt = tuple(range(1, PREFIX))
+    # A prompt object each: none is read for another.
     requests = [
         Request((TextPart(prompt),), SamplingParams(**params, seed=seed)) for seed in range(count)
     ]

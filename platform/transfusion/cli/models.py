@@ -12,6 +12,10 @@ def sample(
     model: Annotated[Path, typer.Argument(help="A model package, or a job file that made one.")],
     prompt: Annotated[str, typer.Option(help="What to draw, or to continue.")] = "",
     image: Annotated[Path | None, typer.Option(help="An image to describe or to edit.")] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file with a prompt a line; what is made is not made again."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for what is made.")] = Path("samples"),
     mode: Annotated[
         str, typer.Option(help="image, text, free (both, as the model likes), edit, or auto.")
@@ -42,7 +46,13 @@ def sample(
         "seed": seed,
     }
     for line in sample_to_files(
-        model_folder(model), prompt=prompt, image=image, out_dir=out, params=params, mode=mode
+        model_folder(model),
+        prompt=prompt,
+        image=image,
+        out_dir=out,
+        params=params,
+        mode=mode,
+        prompts=prompts,
     ):
         typer.echo(line)
 

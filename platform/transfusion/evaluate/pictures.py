@@ -9,8 +9,8 @@ import numpy as np
 
 from transfusion.evaluate.batches import Advance, in_batches
 from transfusion.package.config import ImageSampling
-from transfusion.sample.command import write_png
 from transfusion.sample.params import MAX_SEED, SamplingParams
+from transfusion.sample.pictures import write_png
 from transfusion.sample.sampler import Sampler
 
 

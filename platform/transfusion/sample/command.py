@@ -1,15 +1,18 @@
 """What `transfusion sample` does: a prompt, an image or both in, numbered files out."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from transfusion.errors import SpecError
 from transfusion.package.format import PackageConfig
 from transfusion.package.load import load_package
 from transfusion.sample.params import Modality, SamplingParams, params_with
+from transfusion.sample.pictures import to_square, write_png
+from transfusion.sample.prompts import sample_prompts
 from transfusion.sample.sampler import Sampler, Segment
 
 MODALITIES: dict[str, tuple[Modality, ...]] = {
@@ -31,7 +34,8 @@ def sample_to_files(
     out_dir: Path,
     params: SamplingParams | Mapping[str, Any],
     mode: str = "auto",
-) -> list[str]:
+    prompts: Path | None = None,
+) -> Iterable[str]:
     """Samples once and writes what came as `000.png`, `001.txt`, ... behind what the folder holds already.
 
     An image comes first, the prompt behind it.
@@ -41,6 +45,7 @@ def sample_to_files(
         mode: `image` draws the prompt; `text` writes on; `free` lets the model switch between both; `edit` draws
             the image as the prompt says it is to become; `auto` draws a prompt, describes an image, and edits an
             image by a prompt where the model was trained to.
+        prompts: A file with a prompt a line, instead of one.
 
     Returns:
         A line for each file.
@@ -49,8 +54,12 @@ def sample_to_files(
         SpecError: There is neither a prompt nor an image, or they do not fit the model.
         ArtifactError: The model cannot be loaded.
     """
-    if not prompt.strip() and image is None:
-        raise SpecError("sample: give a prompt (--prompt TEXT), an image (--image FILE) or both")
+    if not prompt.strip() and image is None and prompts is None:
+        raise SpecError(
+            "sample: give a prompt (--prompt TEXT), an image (--image FILE) or both, or a file of prompts"
+        )
+    if prompts is not None and (prompt.strip() or image is not None):
+        raise SpecError("sample: --prompts FILE goes with neither --prompt nor --image")
     if mode not in ("auto", *MODALITIES):
         raise SpecError(f"sample: mode must be auto, {', '.join(MODALITIES)}, got {mode!r}")
     sampler = Sampler(load_package(model_dir))
@@ -71,6 +80,8 @@ def sample_to_files(
     if wanted == "edit" and params.image_guidance_scale is None:
         update["image_guidance_scale"] = IMAGE_GUIDANCE
     chosen = params.model_copy(update=update)
+    if prompts is not None:
+        return sample_prompts(sampler, prompts, out_dir, chosen)
     segments: list[Segment] = [] if image is None else [read_image(image, size)]
     if prompt.strip():
         segments.append(prompt)
@@ -112,28 +123,13 @@ def read_image(path: Path, size_px: int) -> np.ndarray:
     Raises:
         SpecError: It is missing or is no picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
         with Image.open(path, formats=["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]) as opened:
-            upright = ImageOps.exif_transpose(opened)
-            on_white = Image.new("RGBA", upright.size, "white")
-            on_white.alpha_composite(upright.convert("RGBA"))
-            fitted = ImageOps.fit(
-                on_white.convert("RGB"), (size_px, size_px), Image.Resampling.LANCZOS
-            )
+            return to_square(opened, size_px)
     except FileNotFoundError as error:
         raise SpecError(f"{path}: there is no such image") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         raise SpecError(f"{path}: cannot be read as an image: {error}") from error
-    return np.asarray(fitted)
-
-
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Writes uint8 RGB pixels; the same pixels give the same bytes."""
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path, format="PNG")
 
 
 def _first_free(folder: Path) -> int:

@@ -4,8 +4,9 @@ import base64
 import binascii
 import io
 
-import numpy as np
+from PIL import Image
 
+from transfusion.sample.pictures import to_square
 from transfusion.sample.sampler import Pixels
 from transfusion.serve.errors import ApiError
 
@@ -16,8 +17,6 @@ MAX_PIXELS = 50_000_000
 
 def to_png(pixels: Pixels) -> str:
     """Base64 of a PNG."""
-    from PIL import Image
-
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="PNG")
     return base64.b64encode(buffer.getvalue()).decode()
@@ -49,8 +48,6 @@ def from_bytes(content: bytes, size_px: int, *, param: str) -> Pixels:
     Raises:
         ApiError: It is no picture, or too large a one.
     """
-    from PIL import Image, ImageOps
-
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -59,7 +56,7 @@ def from_bytes(content: bytes, size_px: int, *, param: str) -> Pixels:
                     f"{param}: has {image.width} x {image.height} pixels: must be at most {MAX_PIXELS}",
                     param=param,
                 )
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
+            return to_square(image, size_px)
     except ApiError:
         raise
     except Exception as error:
@@ -67,6 +64,3 @@ def from_bytes(content: bytes, size_px: int, *, param: str) -> Pixels:
         raise ApiError(
             400, f"{param}: is no picture that can be read ({', '.join(FORMATS)})", param=param
         ) from error
-    white = Image.new("RGBA", upright.size, "white")
-    flat = Image.alpha_composite(white, upright).convert("RGB")
-    return np.asarray(ImageOps.fit(flat, (size_px, size_px), Image.Resampling.LANCZOS))

@@ -1,0 +1,68 @@
+"""A file of prompts, a line each, to numbered files: what is there already is not made again."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from transfusion.errors import SpecError
+from transfusion.sample.params import SamplingParams
+from transfusion.sample.pictures import write_png
+from transfusion.sample.sampler import Sample, Sampler, Segment
+
+AT_ONCE = 32
+"""Prompts that are answered together."""
+
+
+def sample_prompts(
+    sampler: Sampler, prompts: Path, out_dir: Path, params: SamplingParams
+) -> Iterator[str]:
+    """Answers every line; the files of line 7 (from 0) begin with `00007`. The seed is counted up by the line.
+
+    Yields:
+        A line for each batch, when its files are written.
+
+    Raises:
+        SpecError: There is no such file, it is not UTF-8, or a prompt does not fit; all such lines are named.
+    """
+    try:
+        lines = prompts.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"{prompts}: cannot be read as lines of UTF-8: {error}") from error
+    there = {place.name.partition("-")[0] for place in out_dir.glob("[0-9]*-*")}
+    wanted = [
+        (number, line)
+        for number, line in enumerate(lines)
+        if line.strip() and f"{number:05}" not in there
+    ]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    done = 0
+    for start in range(0, len(wanted), AT_ONCE):
+        batch = wanted[start : start + AT_ONCE]
+        requests = [
+            sampler.request(line, params.model_copy(update={"seed": params.seed + number}))
+            for number, line in batch
+        ]
+        try:
+            samples = sampler.sample(requests)
+        except ValueError as error:
+            first, last = batch[0][0] + 1, batch[-1][0] + 1
+            raise SpecError(f"{prompts}: lines {first} to {last}: {error}") from error
+        for (number, _), sample in zip(batch, samples, strict=True):
+            _write(out_dir, number, sample)
+        done += len(batch)
+        yield f"{done}/{len(wanted)} prompts"
+
+
+def _write(folder: Path, number: int, sample: Sample) -> None:
+    """The last file takes its name last: an interrupted line is made again."""
+    segments: Sequence[Segment] = sample.segments or ("",)
+    written = []
+    for index, segment in enumerate(segments):
+        suffix = "txt" if isinstance(segment, str) else "png"
+        place = folder / f".{number:05}-{index}.{suffix}"
+        if isinstance(segment, str):
+            place.write_text(segment, encoding="utf-8")
+        else:
+            write_png(place, segment)
+        written.append(place)
+    for place in written:
+        place.rename(place.with_name(place.name.removeprefix(".")))
