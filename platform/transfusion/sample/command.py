@@ -10,6 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from transfusion.errors import SpecError
 from transfusion.package.format import PackageConfig
 from transfusion.package.load import load_package
+from transfusion.sample.memory import keep_freed_memory
 from transfusion.sample.params import Modality, SamplingParams, params_with
 from transfusion.sample.pictures import to_square, write_png
 from transfusion.sample.prompts import sample_prompts
@@ -62,6 +63,7 @@ def sample_to_files(
         raise SpecError("sample: --prompts FILE goes with neither --prompt nor --image")
     if mode not in ("auto", *MODALITIES):
         raise SpecError(f"sample: mode must be auto, {', '.join(MODALITIES)}, got {mode!r}")
+    keep_freed_memory()
     sampler = Sampler(load_package(model_dir))
     if not isinstance(params, SamplingParams):
         packaged = sampler.package.config

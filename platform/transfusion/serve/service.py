@@ -13,6 +13,7 @@ from transfusion.errors import SpecError
 from transfusion.package.load import load_package
 from transfusion.sample.engine import Engine
 from transfusion.sample.events import Ended, Event, ImageDrawn, ImagePreview
+from transfusion.sample.memory import keep_freed_memory
 from transfusion.sample.params import MAX_SEED, SamplingParams, params_with
 from transfusion.sample.reading import ImagePart
 from transfusion.sample.rows import Request, check_request
@@ -49,6 +50,7 @@ class Service:
     @staticmethod
     def load(folder: Path, config: EndpointConfig) -> "Service":
         """Loads and verifies a package."""
+        keep_freed_memory()
         device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
