@@ -72,6 +72,38 @@ def test_openais_client_gets_pictures_text_and_errors_it_understands(address: st
 
 
 @pytest.mark.ray
+def test_openais_client_chats_streams_and_edits(address: str) -> None:
+    client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+    (model,) = client.models.list().data
+    said = {"role": "user", "content": "a red"}
+    more = {"model": model.id, "messages": [said], "max_tokens": 6, "temperature": 0}
+    whole = client.chat.completions.create(**more).choices[0].message.content
+    chunks = list(
+        client.chat.completions.create(**more, stream=True, stream_options={"include_usage": True})
+    )
+    deltas = [chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices]
+    assert "".join(deltas) == whole
+    assert chunks[-1].usage is not None
+
+    drawn = client.chat.completions.create(
+        **more | {"temperature": 1.0}, extra_body={"modalities": ["image"], "seed": 1}
+    )
+    (part,) = drawn.choices[0].message.content
+    assert part["image_url"]["url"].startswith("data:image/png;base64,")
+
+    events = list(
+        client.images.generate(model=model.id, prompt="a red circle", stream=True, partial_images=2)
+    )
+    assert [event.type for event in events][-1] == "image_generation.completed"
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(buffer, format="PNG")
+    edited = client.images.edit(
+        model=model.id, image=("a.png", buffer.getvalue()), prompt="make it blue"
+    )
+    assert edited.data[0].b64_json
+
+
+@pytest.mark.ray
 def test_an_oversized_body_is_refused_and_the_server_goes_on(address: str) -> None:
     sent = 0
 

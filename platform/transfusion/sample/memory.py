@@ -1,8 +1,8 @@
 """How a process that samples on CPU keeps its memory.
 
 glibc gives large freed tensors back to the system, and the next ones of their size are mapped and zeroed page by
-page again. A step makes the same tensors as the step before it: kept memory saves a fifth of the time of a batch of
-eight (4.3 to 3.4 CPU seconds, width 256, on a Xeon).
+page again. A step makes the same tensors as the step before it: kept memory saves a fifth of the time of a batch
+of eight (4.3 to 3.4 CPU seconds, width 256, on a Xeon).
 """
 
 import ctypes
