@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-from tests.serve.test_ray_serve import free_port
+from tests.serve.serving import serving
 from tests.tiny import tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
 from transfusion.serve.config import EndpointConfig
-from transfusion.serve.http import make_app
 from transfusion.serve.service import Service
 
 CHROMIUM = os.environ.get("TRANSFUSION_CHROMIUM") or next(
@@ -41,19 +37,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with torch.no_grad():
         sampler.package.model.head.weight[special.boi] *= 4
         sampler.package.model.head.weight[special.eos] = 0
-    port = free_port()
-    service = Service(sampler, EndpointConfig())
-    server = uvicorn.Server(
-        uvicorn.Config(make_app(service), host="127.0.0.1", port=port, log_level="error")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{port}/"
-    server.should_exit = True
-    thread.join(timeout=10)
-    service.close()
+    with serving(Service(sampler, EndpointConfig())) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

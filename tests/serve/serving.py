@@ -1,0 +1,30 @@
+"""A service behind a real port, in this process."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import uvicorn
+
+from tests.serve.test_ray_serve import free_port
+from transfusion.serve.http import make_app
+from transfusion.serve.service import Service
+
+
+@contextlib.contextmanager
+def serving(service: Service) -> Iterator[str]:
+    """Its address."""
+    port = free_port()
+    config = uvicorn.Config(make_app(service), host="127.0.0.1", port=port, log_level="error")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    try:
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+        service.close()
