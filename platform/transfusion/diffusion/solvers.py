@@ -11,6 +11,7 @@ The proof is an exact Gaussian denoiser with 2% error: the standard deviation st
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -18,7 +19,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName, VarianceName
+from transfusion.diffusion.config import (
+    BetaScheduleName,
+    NoiseConfig,
+    ScheduleName,
+    TargetName,
+    VarianceName,
+)
 from transfusion.diffusion.schedules import BETAS
 from transfusion.diffusion.times import shifted
 
@@ -72,12 +79,18 @@ def make_solver(name: SolverName, *, num_steps: int, noise: NoiseConfig = NoiseC
     scheduler = SOLVERS[name].build(
         num_train_timesteps=noise.num_timesteps,
         # As numbers: diffusers copies a tensor with a warning.
-        trained_betas=BETAS[noise.schedule](noise.num_timesteps).tolist(),
+        trained_betas=_betas(noise.schedule, noise.num_timesteps),
         **_SETTINGS[noise.target],
         **adding,
     )
     scheduler.set_timesteps(num_steps)
     return scheduler
+
+
+@lru_cache(maxsize=8)
+def _betas(schedule: BetaScheduleName, num_timesteps: int) -> list[float]:
+    """One solver is made for each image: the table once for all of them. Diffusers copies it."""
+    return BETAS[schedule](num_timesteps).tolist()
 
 
 def solver_input(

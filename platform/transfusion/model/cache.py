@@ -21,6 +21,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transfusion.model.attention import Attend
 from transfusion.model.config import ModelConfig
 
+FEW_QUERIES = 64
+"""Of a sequence. Up to so many, gathering keys for one padded call costs a CPU less than a call for each."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PagedCache:
@@ -94,7 +97,7 @@ class RaggedStep:
 
         Args:
             together: Neighbours with equally many queries attend in one padded call, rather than one by one. When
-                left out: on CUDA, where a call costs more than padding; on CPU where each has one query.
+                left out: on CUDA, where a call costs more than padding; on CPU where each has few queries.
         """
         device = cache.keys.device
         write = torch.cat([one.slots[len(one.slots) - one.num :] for one in queries])
@@ -102,7 +105,7 @@ class RaggedStep:
         start = index = 0
         while index < len(queries):
             num, until = queries[index].num, index + 1
-            if (device.type == "cuda" or num == 1) if together is None else together:
+            if (device.type == "cuda" or num <= FEW_QUERIES) if together is None else together:
                 while until < len(queries) and queries[until].num == num:
                     until += 1
             members = queries[index:until]
