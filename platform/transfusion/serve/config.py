@@ -27,8 +27,8 @@ class EndpointConfig(Config):
     num_inference_steps: int | None = Field(None, ge=1, le=1000)
     """Where a request names none; the package's default when left out."""
 
-    max_body_bytes: int = Field(1_000_000, ge=1000)
-    """A longer request is refused before it is read whole."""
+    max_body_bytes: int = Field(10_000_000, ge=1000)
+    """A longer request is refused before it is read whole; pictures come in requests."""
     max_images: int = Field(10, ge=1, le=10)
     """Of a request."""
     max_inference_steps: int = Field(250, ge=1, le=1000)
