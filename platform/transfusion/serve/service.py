@@ -191,3 +191,8 @@ def seeds_from(seed: int | None, count: int) -> list[int]:
     """One seed a sample: counted up from the caller's, or drawn."""
     first = secrets.randbelow(MAX_SEED) if seed is None else seed
     return [(first + index) % (MAX_SEED + 1) for index in range(count)]
+
+
+def usage(read: int, written: int) -> dict[str, int]:
+    """Positions of prompts and tokens written, as OpenAI's clients read them."""
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

@@ -19,7 +19,7 @@ from transfusion.sample.sampler import Given, Sample
 from transfusion.serve.errors import ApiError
 from transfusion.serve.pictures import from_url, to_png
 from transfusion.serve.schema import ChatRequest
-from transfusion.serve.service import Service, check_unicode, seeds_from
+from transfusion.serve.service import Service, check_unicode, seeds_from, usage
 from transfusion.serve.streaming import Chunks, stream
 
 DEFAULT_TOKENS = 64
@@ -44,7 +44,7 @@ def routes(service: Service) -> APIRouter:
         return head | {
             "object": "chat.completion",
             "choices": [_choice(index, sample) for index, sample in enumerate(samples)],
-            "usage": _usage(
+            "usage": usage(
                 samples[0].prompt_tokens, sum(sample.completion_tokens for sample in samples)
             ),
         }
@@ -184,9 +184,5 @@ async def _chunks(
             yield chunk(index, role, event.result.finish_reason)
     if body.stream_options and body.stream_options.include_usage:
         yield head | {
-            "object": "chat.completion.chunk", "choices": [], "usage": _usage(read, written),
+            "object": "chat.completion.chunk", "choices": [], "usage": usage(read, written),
         }  # fmt: skip
-
-
-def _usage(read: int, written: int) -> dict[str, int]:
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}

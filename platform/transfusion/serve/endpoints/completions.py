@@ -13,7 +13,7 @@ from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sample
 from transfusion.serve.errors import ApiError
 from transfusion.serve.schema import CompletionRequest
-from transfusion.serve.service import Service, seeds_from
+from transfusion.serve.service import Service, seeds_from, usage
 from transfusion.serve.streaming import Chunks, stream
 
 DEFAULT_TOKENS = 16
@@ -96,7 +96,7 @@ class _Answer:
         ]
         read = sum(sample.prompt_tokens for sample in samples[:: self.count])
         written = sum(sample.completion_tokens for sample in samples)
-        return self._shell(choices) | {"usage": _usage(read, written)}
+        return self._shell(choices) | {"usage": usage(read, written)}
 
     async def chunks(self) -> Chunks:
         """A piece at a time."""
@@ -112,7 +112,7 @@ class _Answer:
                 written += event.result.num_tokens
                 yield self._shell([_delta(index, "", event.result.finish_reason)])
         if self.body.stream_options and self.body.stream_options.include_usage:
-            yield self._shell([]) | {"usage": _usage(read, written)}
+            yield self._shell([]) | {"usage": usage(read, written)}
 
     def _shell(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -199,7 +199,3 @@ def _check(prompts: Sequence[Prompt], max_tokens: int, service: Service) -> None
 
 def _delta(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
     return {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
-
-
-def _usage(read: int, written: int) -> dict[str, int]:
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
