@@ -103,7 +103,7 @@ def tiny_autoencoder(folder: Path) -> Path:
     return folder
 
 
-def tiny_package(folder: Path, **changed: Any) -> Path:
+def tiny_package(folder: Path, *, seed: int = 0, **changed: Any) -> Path:
     """A whole package below `folder`: 16 px images, 4 patches, a context of 64."""
     tokenizer = tiny_tokenizer()
     config = package_config(num_pieces=tokenizer.num_pieces, **changed)
@@ -111,7 +111,7 @@ def tiny_package(folder: Path, **changed: Any) -> Path:
         tiny_model(
             seed, vocab_size=config.special.vocab_size, variance=config.variance
         ).state_dict()
-        for seed in (0, 1)
+        for seed in (seed, seed + 1)
     )
     write_package(
         folder / "package",

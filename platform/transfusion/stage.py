@@ -156,6 +156,12 @@ class ServeResources(Config):
     max_replicas: int = Field(1, ge=1)
     cpus_per_replica: float = Field(1, gt=0)
     gpus_per_replica: float = Field(0, ge=0)
+    upscale_delay_s: float = Field(10, ge=0)
+    """Load must ask for more replicas for so long before they come."""
+    downscale_delay_s: float = Field(300, ge=0)
+    """Load must ask for fewer for so long before they go."""
+    look_back_period_s: float = Field(30, gt=0)
+    """Load is a mean over this time."""
 
 
 class Resources(Config):

@@ -232,9 +232,13 @@ def test_the_carried_job_is_the_same_job(job, tmp_path):
 def test_the_served_model_is_pinned_by_its_fingerprint(job, tmp_path):
     (planned,) = plan_job(job, open_store(str(tmp_path)))
     config = yaml.safe_load(rendered(job, "rayservice")["spec"]["serveConfigV2"])
-    model = config["applications"][0]["args"]["model"]
+    (application,) = config["applications"]
+    (deployment,) = application["deployments"]
+    model = deployment["user_config"]["model"]
     assert model.startswith("s3://bucket/prefix/data_pipelines.sources.python_docs/")
     assert planned.fingerprint.startswith(model.rsplit("/", 1)[1])
+    # Ray Serve starts replicas again for new arguments, and not for a new `user_config`.
+    assert model not in repr(application["args"])
 
 
 def test_the_same_job_has_the_same_name_and_another_seed_another(job):

@@ -157,7 +157,7 @@ def test_a_model_is_found_by_its_address_in_a_store(tmp_path: Path) -> None:
     from transfusion.artifacts.publish import publish_folder
     from transfusion.errors import ArtifactError
     from transfusion.package import STAGE
-    from transfusion.serve.app import package_folder
+    from transfusion.serve.replica import package_folder
     from transfusion.stage import Made
     from transfusion.storage.store import open_store
 

@@ -67,10 +67,11 @@ def ray_service(job: ShippedJob, profile: Profile, *, model: str) -> dict[str, A
         "route_prefix": "/",
         "import_path": "transfusion.serve.app:build_app",
         "args": {
-            "model": model,
             "endpoint": endpoint,
             "resources": profile.serve.model_dump(mode="json"),
         },
+        # Not among the arguments: a new model is loaded by replicas that go on serving the old one meanwhile.
+        "deployments": [{"name": "Sampler", "user_config": {"model": model}}],
     }
     serve_config = {
         "http_options": {"host": "0.0.0.0", "port": 8000},  # noqa: S104  # inside the pod

@@ -85,6 +85,7 @@ class Engine:
         )
         self.pages = Pages(num_pages)
         self.counts = Counts()
+        self.max_rows = max_rows
         self._admission = Admission(
             config,
             pages=self.pages,

@@ -47,6 +47,11 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """The request has joined the others."""
+
+
+@dataclass(frozen=True, slots=True)
 class TextWritten:
     """Whole characters, none of which will be taken back."""
 
@@ -86,4 +91,4 @@ class Failed:
     error: Exception
 
 
-Event = TextWritten | ImagePreview | ImageDrawn | Ended | Failed
+Event = Begun | TextWritten | ImagePreview | ImageDrawn | Ended | Failed

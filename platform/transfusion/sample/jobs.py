@@ -11,7 +11,7 @@ from torch import Tensor
 from transfusion.model.cache import PagedCache
 from transfusion.package.format import PackageConfig
 from transfusion.sample.batch import Passed, StepBatch
-from transfusion.sample.events import Event, Result
+from transfusion.sample.events import Begun, Event, Result
 from transfusion.sample.pages import PAGE_SIZE, PagedSequence, Pages, pages_for
 from transfusion.sample.reading import Part, TextPart, length_of, read
 from transfusion.sample.rows import Request, Row, branches_for, check_request, room_for
@@ -157,6 +157,7 @@ class Admission:
             else:
                 prefix.users = 0
             num_active += 1
+            job.listener(job.index, Begun())
             yield job
 
     def _row(self, job: Job) -> Row:

@@ -1,30 +1,32 @@
 """The Ray Serve application: replicas of the sampler, each with its own HTTP endpoints and batches."""
 
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
-from transfusion.artifacts.artifact import open_artifact
 from transfusion.config import Config
-from transfusion.errors import ArtifactError
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.guards import key_digests
-from transfusion.serve.http import make_app
-from transfusion.serve.service import Service
+from transfusion.serve.metrics import Metrics
+from transfusion.serve.ray_metrics import RayInstruments
+from transfusion.serve.replica import Replica, ReplicaConfig
 from transfusion.stage import ServeResources
-from transfusion.storage.store import open_store
 
 NAME = "transfusion"
+DEPLOYMENT = "Sampler"
+
+TARGET_FILL = 0.7
+"""Requests of a replica that autoscaling aims at, of those that it answers at once: room for a new one to join."""
 
 
 class AppArgs(Config):
     """What `build_app` is given, in a Serve config file as `args`."""
 
-    model: str
-    """A package's folder, or the address of the artifact that holds it (`STORE/transfusion.package/ID`)."""
+    model: str | None = None
+    """As `ReplicaConfig` has it. None where the file names the model in the deployment's `user_config`: a change
+    there swaps weights, a change here starts all replicas again."""
     endpoint: EndpointConfig = EndpointConfig()
     resources: ServeResources = ServeResources()
 
@@ -35,7 +37,8 @@ def build_app(args: AppArgs) -> serve.Application:
     slots = endpoint.max_batch_size + endpoint.max_queued_samples
     deployment: Any = serve.deployment(
         _Replica,
-        name="Sampler",
+        name=DEPLOYMENT,
+        user_config=None if args.model is None else {"model": args.model},
         # The replica refuses what it cannot queue in words of its own, and answers /health beside a full queue.
         max_ongoing_requests=slots + 16,
         max_queued_requests=slots + 16,
@@ -45,49 +48,41 @@ def build_app(args: AppArgs) -> serve.Application:
         autoscaling_config=AutoscalingConfig(
             min_replicas=resources.min_replicas,
             max_replicas=resources.max_replicas,
-            target_ongoing_requests=max(1.0, 0.7 * endpoint.max_batch_size),
-            upscale_delay_s=10,
-            downscale_delay_s=300,
+            target_ongoing_requests=max(1.0, TARGET_FILL * endpoint.max_batch_size),
+            upscale_delay_s=resources.upscale_delay_s,
+            downscale_delay_s=resources.downscale_delay_s,
+            look_back_period_s=resources.look_back_period_s,
         ),
         ray_actor_options={
             "num_cpus": resources.cpus_per_replica,
             "num_gpus": resources.gpus_per_replica,
         },
         health_check_timeout_s=60,
-        graceful_shutdown_timeout_s=20,
+        # A replica that must go answers first what it has begun.
+        graceful_shutdown_timeout_s=endpoint.drain_timeout_s,
+        # A damaged package stays damaged; a store that stumbles has been asked again below.
+        max_constructor_retry_count=3,
     )
     # Keys go as digests: arguments of an application can be read in the dashboard.
-    return deployment.bind(args.model, endpoint.resolved(), key_digests())
+    return deployment.bind(endpoint.resolved(), key_digests())
 
 
 @serve.ingress()
 class _Replica:
-    """One loaded package and its endpoints."""
+    """A replica as Ray Serve calls it."""
 
-    def __init__(self, model: str, endpoint: dict[str, Any], digests: tuple[str, ...]) -> None:
+    def __init__(self, endpoint: dict[str, Any], digests: tuple[str, ...]) -> None:
         config = EndpointConfig.model_validate(endpoint)
-        self.service = Service.load(package_folder(model), config)
-        self.digests = digests
+        self.replica = Replica(config, digests=digests, metrics=Metrics(RayInstruments()))
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        await self.replica.take(ReplicaConfig.model_validate(user_config))
+
+    def check_health(self) -> None:
+        self.replica.check()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        return make_app(self.service, digests=self.digests)
-
-
-def package_folder(model: str) -> Path:
-    """A local folder with a package: a path, or an artifact's address in a store.
-
-    Raises:
-        ArtifactError: There is no package.
-    """
-    if "://" not in model and (Path(model) / "config.json").is_file():
-        return Path(model)
-    store, _, rest = model.rstrip("/").rpartition("/transfusion.package/")
-    if not store:
-        raise ArtifactError(
-            f"{model}: is no model package; give its folder, or STORE/transfusion.package/ID"
-        )
-    artifact = open_artifact(open_store(store), f"transfusion.package/{rest}/manifest.json")
-    return artifact.folder()
+        return self.replica.app
 
 
 def start_endpoint(args: AppArgs) -> str:

@@ -43,5 +43,9 @@ class EndpointConfig(Config):
     """Samples that one replica makes at once."""
     max_queued_samples: int = Field(64, ge=1)
     """Samples that wait at a replica; what comes on top is told to come again later."""
+    step_timeout_s: float = Field(120.0, gt=0)
+    """A replica whose engine takes longer for one step is started again."""
+    drain_timeout_s: float = Field(30.0, gt=0)
+    """What a replica has begun it may end in this time, when it is to go."""
     retry_after_s: int = Field(5, ge=1)
     """When a refused request may come again."""

@@ -30,6 +30,10 @@ class Decoder:
             self._worker = loop.create_task(self._work())
         return await future
 
+    def close(self) -> None:
+        """Ends the thread."""
+        self._thread.shutdown(wait=False)
+
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         while self._waiting:

@@ -14,8 +14,7 @@ from contextlib import asynccontextmanager
 import torch
 
 from transfusion.sample.engine import Engine
-from transfusion.sample.events import Ended, Event, Failed, TextWritten
-from transfusion.sample.jobs import Job
+from transfusion.sample.events import Begun, Ended, Event, Failed, TextWritten
 from transfusion.sample.rows import Request
 from transfusion.serve.metrics import Metrics
 
@@ -40,6 +39,7 @@ class EngineLoop:
         self._wake = threading.Event()
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._step_began: float | None = None
 
     @property
     def num_queued(self) -> int:
@@ -56,19 +56,19 @@ class EngineLoop:
         waiting = self.engine.num_waiting
         # An idle server takes any one caller's requests, however many.
         if waiting and waiting + len(requests) > self._max_queued:
-            self._metrics.rejected.inc(len(requests))
+            self._metrics.rejected(len(requests))
             raise QueueFullError
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
             self._thread.start()
         here = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        first = _First(self._metrics)
+        waits = _Waits(self._metrics)
 
         def tell(index: int, event: Event) -> None:
-            first.seen(index, event)
+            waits.seen(index, event)
             # The caller's loop may be gone with its server.
-            if not here.is_closed():
+            if not isinstance(event, Begun) and not here.is_closed():
                 here.call_soon_threadsafe(queue.put_nowait, (index, event))
 
         jobs = self.engine.submit(requests, tell)
@@ -79,7 +79,7 @@ class EngineLoop:
             unfinished = [job for job in jobs if job.result is None]
             for job in unfinished:
                 self.engine.cancel(job)
-            self._metrics.cancelled.inc(len(unfinished))
+            self._metrics.cancelled(len(unfinished))
 
     def close(self) -> None:
         """Stops stepping."""
@@ -88,29 +88,40 @@ class EngineLoop:
         if self._thread is not None:
             self._thread.join(timeout=10)
 
+    @property
+    def step_age_s(self) -> float:
+        """For how long the step under way has been so; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.perf_counter() - began
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether nobody steps any more, though somebody should."""
+        return self._thread is not None and not self._closing and not self._thread.is_alive()
+
     def _run(self) -> None:
         torch.set_num_threads(self._threads)
+        self._metrics.max_rows(self.engine.max_rows)
+        counts = self.engine.counts
         while not self._closing:
             self._wake.clear()
-            before = self.engine.counts.positions
-            began = time.perf_counter()
+            rows, positions = counts.rows, counts.positions
+            self._step_began = began = time.perf_counter()
             try:
                 worked = self.engine.step()
             except Exception as error:
                 logger.exception("a step of the engine failed")
                 worked = True
-                self._fail(self.engine.abandon(), error)
+                for job in self.engine.abandon():
+                    job.listener(job.index, Failed(error))
+            self._step_began = None
+            self._metrics.queued(self.engine.num_waiting)
             if worked:
-                positions = self.engine.counts.positions - before
-                self._metrics.stepped(
-                    time.perf_counter() - began, rows=self.engine.num_active, positions=positions
-                )
+                self._metrics.step(time.perf_counter() - began)
+                self._metrics.rows(counts.rows - rows)
+                self._metrics.positions(counts.positions - positions)
             else:
                 self._wake.wait()
-
-    def _fail(self, jobs: Sequence[Job], error: Exception) -> None:
-        for job in jobs:
-            job.listener(job.index, Failed(error))
 
 
 async def _events(queue: asyncio.Queue[tuple[int, Event]], count: int) -> Events:
@@ -122,8 +133,8 @@ async def _events(queue: asyncio.Queue[tuple[int, Event]], count: int) -> Events
         count -= isinstance(event, Ended)
 
 
-class _First:
-    """When a caller's first token or image came."""
+class _Waits:
+    """How long a caller's requests waited: to join, and for the first that is told of them."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
@@ -131,7 +142,10 @@ class _First:
         self._seen: set[int] = set()
 
     def seen(self, index: int, event: Event) -> None:
-        if index not in self._seen:
+        """Something came of a request."""
+        waited = time.perf_counter() - self._began
+        if isinstance(event, Begun):
+            self._metrics.queue(waited)
+        elif index not in self._seen:
             self._seen.add(index)
-            kind = "text" if isinstance(event, TextWritten) else "image"
-            self._metrics.first.labels(kind).observe(time.perf_counter() - self._began)
+            self._metrics.first(waited, "text" if isinstance(event, TextWritten) else "image")

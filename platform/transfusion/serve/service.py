@@ -23,17 +23,24 @@ from transfusion.serve.decoder import Decoder
 from transfusion.serve.errors import ApiError
 from transfusion.serve.loop import EngineLoop, QueueFullError
 from transfusion.serve.metrics import Metrics
+from transfusion.serve.start import StartClock
+
+WARM_UP_STEPS = 3
+"""The prompt, what opens an image, and one more: from there on steps have the same shapes."""
 
 
 class Service:
     """One model behind all endpoints of a replica."""
 
-    def __init__(self, sampler: Sampler, config: EndpointConfig) -> None:
+    def __init__(
+        self, sampler: Sampler, config: EndpointConfig, *, metrics: Metrics | None = None
+    ) -> None:
         self.sampler = sampler
         self.config = config
         self.package = sampler.package.config
         self.created = int(time.time())
-        self.metrics = Metrics()
+        self.metrics = metrics or Metrics()
+        self.refused: str | None = None
         self.decoder = Decoder(sampler, threads=config.threads)
         self.loop = EngineLoop(
             Engine(
@@ -48,16 +55,45 @@ class Service:
         )
 
     @staticmethod
-    def load(folder: Path, config: EndpointConfig) -> "Service":
-        """Loads and verifies a package."""
+    def load(
+        folder: Path,
+        config: EndpointConfig,
+        *,
+        metrics: Metrics | None = None,
+        clock: StartClock | None = None,
+    ) -> "Service":
+        """Loads and verifies a package, and takes its first steps."""
         keep_freed_memory()
+        clock = clock or StartClock(is_first=False)
+        began = time.perf_counter()
         device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         package = load_package(
             folder, weights=config.weights, device=device, precision=config.precision
         )
-        return Service(Sampler(package), config)
+        service = Service(Sampler(package), config, metrics=metrics)
+        loaded = time.perf_counter()
+        service.warm_up()
+        clock.add("weights", loaded - began)
+        clock.add("warm_up", time.perf_counter() - loaded)
+        return service
+
+    def warm_up(self) -> None:
+        """Takes the first steps of a picture and of a text, which grow what later ones find, and decodes once."""
+        torch.set_num_threads(self.config.threads)
+        package, engine = self.package, self.loop.engine
+        each = [self.params(modalities=(kind,)) for kind in ("image", "text")]
+        jobs = engine.submit([self.sampler.request(["a"], one) for one in each])
+        for _ in range(WARM_UP_STEPS):
+            engine.step()
+        for job in jobs:
+            engine.cancel(job)
+        engine.step()
+        blank = torch.zeros(package.latent_shape)
+        if package.num_codes:
+            blank = torch.zeros(1, package.latent_height, package.latent_width, dtype=torch.long)
+        self.sampler.pixels_of([ImagePart(blank)])
 
     def params(self, **chosen: Any) -> SamplingParams:
         """The defaults of endpoint and package with what a caller chose.
@@ -152,8 +188,8 @@ class Service:
                     if told is None:
                         return
                     if isinstance(told[1], Ended):
-                        self.metrics.tokens.inc(told[1].result.num_tokens)
-                        self.metrics.images.inc(len(told[1].result.images))
+                        self.metrics.tokens(told[1].result.num_tokens)
+                        self.metrics.images(len(told[1].result.images))
                     yield told
         except QueueFullError as error:
             raise ApiError(
@@ -173,8 +209,9 @@ class Service:
         return await self.decoder.decode(part)
 
     def close(self) -> None:
-        """Stops the engine."""
+        """Stops the engine and the decoder."""
         self.loop.close()
+        self.decoder.close()
 
 
 def check_unicode(texts: Sequence[str], param: str) -> None:

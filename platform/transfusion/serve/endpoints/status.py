@@ -16,11 +16,11 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> dict[str, Any]:
-        return {"status": "ok", "model": package.name, "queued": service.loop.num_queued}
+        told = {"status": "ok", "model": package.name, "queued": service.loop.num_queued}
+        return told | ({"refused": service.refused} if service.refused else {})
 
     @router.get("/metrics")
     async def metrics() -> Response:
-        service.metrics.queued.set(service.loop.num_queued)
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/v1/models")

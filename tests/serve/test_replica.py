@@ -1,0 +1,157 @@
+"""A replica's life: its start, a new model while it serves, a model that is damaged, an engine that hangs."""
+
+import asyncio
+import base64
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.tiny import tiny_package
+from transfusion.errors import ArtifactError
+from transfusion.package.config import SamplingDefaults
+from transfusion.package.load import load_package
+from transfusion.serve.config import EndpointConfig
+from transfusion.serve.replica import Replica, ReplicaConfig
+from transfusion.serve.service import Service
+from transfusion.serve.start import PARTS
+
+SLOW = SamplingDefaults(solver="ddim", num_inference_steps=100)
+DRAW = {"prompt": "a red circle", "seed": 3, "response_format": "b64_json"}
+ENDPOINT = EndpointConfig(step_timeout_s=0.2)
+
+
+def package(folder: Path, seed: int = 0) -> Path:
+    return tiny_package(folder, seed=seed, sampling=SLOW)
+
+
+def damage(folder: Path) -> Path:
+    weights = next(folder.glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    return folder
+
+
+def caller(replica: Replica) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(app=replica.app)
+    return httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60)
+
+
+async def draw(client: httpx.AsyncClient) -> tuple[str, bytes]:
+    """The digest of the model that answered, and its picture."""
+    answer = await client.post("/v1/images/generations", json=DRAW)
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-model-digest"], base64.b64decode(answer.json()["data"][0]["b64_json"])
+
+
+def test_what_is_under_way_ends_on_its_model_and_what_comes_next_is_answered_by_the_new_one(
+    tmp_path: Path,
+) -> None:
+    old, new = package(tmp_path / "old"), package(tmp_path / "new", seed=7)
+    digests = [load_package(folder).digest for folder in (old, new)]
+    assert digests[0] != digests[1]
+
+    async def scene() -> None:
+        replica = Replica(ENDPOINT)
+        await replica.take(ReplicaConfig(model=str(old)))
+        service = replica.service
+        async with caller(replica) as client:
+            alone = await draw(client)
+            under_way = asyncio.create_task(draw(client))
+            while not service.loop.engine.num_active:
+                await asyncio.sleep(0.001)
+            await replica.take(ReplicaConfig(model=str(new)))
+            assert service.loop.engine.num_active, "the picture was done before the models changed"
+            after = await draw(client)
+            assert await under_way == alone
+            assert [alone[0], after[0]] == digests
+            assert alone[1] != after[1]
+        assert service.loop._thread is not None
+        assert not service.loop._thread.is_alive()
+        replica.service.close()
+
+    asyncio.run(scene())
+
+
+def test_a_damaged_model_is_refused_by_name_and_the_one_before_it_goes_on(tmp_path: Path) -> None:
+    good, bad = package(tmp_path / "good"), damage(package(tmp_path / "bad", seed=7))
+
+    async def scene() -> None:
+        replica = Replica(ENDPOINT)
+        await replica.take(ReplicaConfig(model=str(good)))
+        async with caller(replica) as client:
+            before = await draw(client)
+            await replica.take(ReplicaConfig(model=str(bad)))
+            assert await draw(client) == before
+            told = (await client.get("/health")).json()
+        assert told["status"] == "ok"
+        assert told["refused"].startswith(str(bad))
+        assert "safetensors" in told["refused"]
+        replica.service.close()
+
+    asyncio.run(scene())
+
+
+def test_a_replica_does_not_start_with_a_damaged_model(tmp_path: Path) -> None:
+    bad = damage(package(tmp_path))
+    with pytest.raises(ArtifactError, match="safetensors"):
+        asyncio.run(Replica(ENDPOINT).take(ReplicaConfig(model=str(bad))))
+
+
+def test_a_start_is_told_by_its_parts(tmp_path: Path) -> None:
+    async def scene() -> str:
+        replica = Replica(ENDPOINT)
+        await replica.take(ReplicaConfig(model=str(package(tmp_path))))
+        async with caller(replica) as client:
+            text = (await client.get("/metrics")).text
+        replica.service.close()
+        return text
+
+    text = asyncio.run(scene())
+    told = {
+        part: float(text.partition(f'transfusion_start_seconds{{part="{part}"}} ')[2].split()[0])
+        for part in PARTS
+    }
+    # This process imported torch and collected tests before; the rest was measured within it.
+    assert told["process"] > told["weights"] > 0
+    assert told["warm_up"] > 0
+
+
+def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path) -> None:
+    async def scene() -> None:
+        replica = Replica(ENDPOINT)
+        replica.check()
+        await replica.take(ReplicaConfig(model=str(package(tmp_path))))
+        engine, go_on, hangs = replica.service.loop.engine, threading.Event(), threading.Event()
+        step = engine.step
+
+        def hang() -> bool:
+            hangs.set()
+            go_on.wait()
+            return step()
+
+        engine.step = hang  # type: ignore[method-assign]
+        async with caller(replica) as client:
+            drawing = asyncio.create_task(draw(client))
+            await asyncio.to_thread(hangs.wait)
+            replica.check()
+            await asyncio.sleep(2 * ENDPOINT.step_timeout_s)
+            with pytest.raises(RuntimeError, match=r"a step of the engine takes .* at most 0.2"):
+                replica.check()
+            go_on.set()
+            await drawing
+        replica.check()
+        replica.service.close()
+
+    asyncio.run(scene())
+
+
+def test_the_first_steps_leave_nothing_behind(tmp_path: Path) -> None:
+    service = Service.load(package(tmp_path), ENDPOINT)
+    engine = service.loop.engine
+    assert engine.counts.steps
+    assert engine.num_active == engine.num_waiting == 0
+    assert engine.pages.num_free == engine.pages.num_pages
+    service.close()
