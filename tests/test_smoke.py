@@ -140,6 +140,13 @@ def endpoint(smoke) -> Iterator[str]:
     stop_endpoint()
 
 
+def test_an_answer_names_the_run_that_trained_its_model(smoke, endpoint: str) -> None:
+    import httpx
+
+    told = httpx.get(f"{endpoint}/health", timeout=60).headers["x-model-lineage"]
+    assert told == artifact(smoke, "train").manifest.fingerprint
+
+
 def test_the_openai_client_gets_an_image_and_a_completion(endpoint: str) -> None:
     import openai
 

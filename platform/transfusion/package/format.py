@@ -95,6 +95,12 @@ class PackageConfig(Config):
         return self
 
     @property
+    def trained_by(self) -> str | None:
+        """Fingerprint of the training run that the weights are of: the nearest in the lineage."""
+        runs = (entry.fingerprint for entry in self.lineage if entry.uses == "transfusion.train")
+        return next(runs, None)
+
+    @property
     def noise(self) -> NoiseConfig:
         """How the model was taught to see noise."""
         return NoiseConfig(

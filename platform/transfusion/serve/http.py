@@ -30,6 +30,7 @@ def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
         headers={
             "X-Model-Id": service.package.name,
             "X-Model-Digest": service.sampler.package.digest,
+            "X-Model-Lineage": service.package.trained_by or "unknown",
         },
     )
     return app
