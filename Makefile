@@ -25,8 +25,9 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/transfusion run jobs/quickstart.yaml --profile cluster/laptop.yaml
 
+# Two processes share the tests, and one of them has the Ray of all that need one.
 test: $(STAMP)
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

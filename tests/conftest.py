@@ -14,6 +14,20 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where processes share the tests: one has all that use a Ray, and begins with them; modules stay whole."""
+    for item in items:
+        group = "ray" if _uses_ray(item) else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    # Sorting keeps the order of what is alike.
+    items.sort(key=lambda item: not _uses_ray(item))
+
+
+def _uses_ray(item: pytest.Item) -> bool:
+    fixtures: list[str] = getattr(item, "fixturenames", [])
+    return "ray_cluster" in fixtures or item.get_closest_marker("ray") is not None
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One local Ray of two CPUs for the whole test session."""
