@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import httpx
 from starlette.testclient import TestClient
 
-from tests.serve.test_ray_serve import free_port
+from tests.s3 import free_port
+from tests.serve.serving import until
 from tests.tiny import tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
@@ -192,7 +193,7 @@ class Deployment:
         }
         _get_global_client().deploy_apps(ServeDeploySchema(applications=[application]))
         if wait:
-            until(self.is_ready)
+            until(self.is_ready, 120)
 
     def is_ready(self) -> bool:
         """Whether all replicas run, with nothing left to change."""
@@ -215,15 +216,6 @@ class Deployment:
             if one["name"].startswith("SERVE_REPLICA::")
         ]
         ray.kill(ray.get_actor(draws.choice(sorted(named)), namespace="serve"), no_restart=False)
-
-
-def until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """Waits for something to hold."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError("it did not come to hold")
-        time.sleep(0.1)
 
 
 def rounds(
@@ -250,7 +242,7 @@ def rounds(
         for number, happening in enumerate(happenings):
             due = (number + 1) * requests // (len(happenings) + 1)
             until(lambda due=due: asked.tally.num_answers >= due, 600)
-            until(deployment.is_ready)
+            until(deployment.is_ready, 120)
             if happening == "kill":
                 deployment.kill_one(draws)
             else:

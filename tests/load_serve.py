@@ -29,7 +29,7 @@ from typing import Any
 import httpx
 import torch
 
-from tests.serve.test_ray_serve import free_port
+from tests.s3 import free_port
 from tests.tiny import LATENT, package_config, tiny_autoencoder, tiny_tokenizer
 from transfusion.model.config import ModelConfig
 from transfusion.model.transformer import TransfusionModel

@@ -3,11 +3,11 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
-from tests.serve.test_ray_serve import free_port
+from tests.s3 import free_port
 from transfusion.serve.http import make_app
 from transfusion.serve.service import Service
 
@@ -28,3 +28,16 @@ def serving(service: Service) -> Iterator[str]:
         server.should_exit = True
         thread.join(timeout=10)
         service.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for something to hold.
+
+    Raises:
+        TimeoutError: It did not in that time.
+    """
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"it did not come to hold in {seconds:g} s")
+        time.sleep(0.02)

@@ -1,11 +1,9 @@
 """Callers who go away, and callers who dawdle: what they asked for is not done, and nobody else notices."""
 
-import time
-
 import httpx
 import pytest
 
-from tests.serve.serving import serving
+from tests.serve.serving import serving, until
 from tests.tiny import tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
@@ -19,13 +17,6 @@ def service(tmp_path) -> Service:
     slow = SamplingDefaults(solver="ddim", num_inference_steps=1000)
     sampler = Sampler(load_package(tiny_package(tmp_path, sampling=slow)))
     return Service(sampler, EndpointConfig(max_batch_size=2, max_inference_steps=1000))
-
-
-def until(condition, seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_client_that_goes_in_the_middle_of_its_stream_frees_its_slot(service: Service) -> None:

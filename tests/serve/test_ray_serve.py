@@ -2,7 +2,6 @@
 
 import base64
 import io
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,15 +11,11 @@ import openai
 import pytest
 from PIL import Image
 
+from tests.s3 import free_port
+from tests.serve.serving import until
 from tests.tiny import tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.serve.config import EndpointConfig
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +115,22 @@ def test_an_oversized_body_is_refused_and_the_server_goes_on(address: str) -> No
     except (httpx.WriteError, httpx.RemoteProtocolError):
         pass  # the server hung up while we were still sending
     assert httpx.get(f"{address}/health", timeout=30).json()["status"] == "ok"
+
+
+@pytest.mark.ray
+def test_rays_own_metrics_have_each_replicas_numbers(address: str) -> None:
+    import ray
+
+    drawn = httpx.post(f"{address}/v1/images/generations", json={"prompt": "red"}, timeout=60)
+    assert drawn.is_success
+    node = ray.nodes()[0]
+    where = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    until(lambda: "ray_transfusion_images_total{" in httpx.get(where, timeout=30).text, 60)
+    text = httpx.get(where, timeout=30).text
+    line = next(line for line in text.splitlines() if line.startswith("ray_transfusion_images_t"))
+    assert 'deployment="Sampler"' in line
+    assert 'replica="' in line
+    assert "ray_transfusion_step_seconds_bucket{" in text
 
 
 def test_a_serve_config_file_builds_the_application_from_plain_values(tmp_path: Path) -> None:
