@@ -18,7 +18,11 @@ def sample(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for what is made.")] = Path("samples"),
     mode: Annotated[
-        str, typer.Option(help="image, text, free (both, as the model likes), edit, or auto.")
+        str,
+        typer.Option(
+            help="image, text, free (both, as the model likes), edit, infill (images where the prompt has "
+            "[image]), or auto."
+        ),
     ] = "auto",
     solver: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm++ or unipc.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,

@@ -13,7 +13,7 @@ from transfusion.package.load import load_package
 from transfusion.sample.memory import keep_freed_memory
 from transfusion.sample.params import Modality, SamplingParams, params_with
 from transfusion.sample.pictures import to_square, write_png
-from transfusion.sample.prompts import sample_prompts
+from transfusion.sample.prompts import continued, infilled, sample_prompts
 from transfusion.sample.sampler import Sampler, Segment
 
 MODALITIES: dict[str, tuple[Modality, ...]] = {
@@ -21,6 +21,7 @@ MODALITIES: dict[str, tuple[Modality, ...]] = {
     "text": ("text",),
     "free": ("text", "image"),
     "edit": ("image",),
+    "infill": ("image",),
 }
 
 IMAGE_GUIDANCE = 1.5
@@ -44,8 +45,9 @@ def sample_to_files(
     Args:
         params: All of them, or those that differ from the package's defaults (None stands for the default).
         mode: `image` draws the prompt; `text` writes on; `free` lets the model switch between both; `edit` draws
-            the image as the prompt says it is to become; `auto` draws a prompt, describes an image, and edits an
-            image by a prompt where the model was trained to.
+            the image as the prompt says it is to become; `infill` writes the prompt again, and where it has
+            `[image]` an image drawn from what stands before; `auto` draws a prompt, describes an image, and edits
+            an image by a prompt where the model was trained to.
         prompts: A file with a prompt a line, instead of one.
 
     Returns:
@@ -78,24 +80,32 @@ def sample_to_files(
         raise SpecError(
             "sample: mode edit needs an image (--image FILE) and what to do (--prompt TEXT)"
         )
+    if wanted == "infill" and image is not None:
+        raise SpecError("sample: mode infill takes no image: the prompt marks where they go")
     update: dict[str, Any] = {"modalities": MODALITIES[wanted]}
     if wanted == "edit" and params.image_guidance_scale is None:
         update["image_guidance_scale"] = IMAGE_GUIDANCE
     chosen = params.model_copy(update=update)
     if prompts is not None:
-        return sample_prompts(sampler, prompts, out_dir, chosen)
+        answer = infilled if wanted == "infill" else continued
+        return sample_prompts(sampler, prompts, out_dir, chosen, answer=answer)
     segments: list[Segment] = [] if image is None else [read_image(image, size)]
     if prompt.strip():
         segments.append(prompt)
+    written: tuple[Segment, ...]
     try:
-        (sample,) = sampler.sample([sampler.request(segments, chosen)])
+        if wanted == "infill":
+            (written,) = infilled(sampler, [prompt], [chosen])
+        else:
+            (sample,) = sampler.sample([sampler.request(segments, chosen)])
+            written = sample.segments
     except ValueError as error:
         raise SpecError(f"sample: {error}") from error
-    if not sample.segments:
+    if not written:
         return ["the model ended at once: nothing to write"]
     out_dir.mkdir(parents=True, exist_ok=True)
     lines = []
-    for number, segment in enumerate(sample.segments, start=_first_free(out_dir)):
+    for number, segment in enumerate(written, start=_first_free(out_dir)):
         if isinstance(segment, str):
             place = out_dir / f"{number:03}.txt"
             place.write_text(segment, encoding="utf-8")

@@ -1,19 +1,43 @@
 """A file of prompts, a line each, to numbered files: what is there already is not made again."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from transfusion.errors import SpecError
+from transfusion.sample.infill import infill, with_places
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.pictures import write_png
-from transfusion.sample.sampler import Sample, Sampler, Segment
+from transfusion.sample.sampler import Sampler, Segment
+
+Answer = Callable[[Sampler, Sequence[str], Sequence[SamplingParams]], list[tuple[Segment, ...]]]
+"""What is written for each of some prompts."""
 
 AT_ONCE = 32
 """Prompts that are answered together."""
 
 
+def continued(
+    sampler: Sampler, prompts: Sequence[str], params: Sequence[SamplingParams]
+) -> list[tuple[Segment, ...]]:
+    """What comes behind each prompt."""
+    requests = [sampler.request(*one) for one in zip(prompts, params, strict=True)]
+    return [sample.segments for sample in sampler.sample(requests)]
+
+
+def infilled(
+    sampler: Sampler, prompts: Sequence[str], params: Sequence[SamplingParams]
+) -> list[tuple[Segment, ...]]:
+    """Each prompt itself, with images where it marks places for them."""
+    return infill(sampler, [with_places(prompt) for prompt in prompts], params)
+
+
 def sample_prompts(
-    sampler: Sampler, prompts: Path, out_dir: Path, params: SamplingParams
+    sampler: Sampler,
+    prompts: Path,
+    out_dir: Path,
+    params: SamplingParams,
+    *,
+    answer: Answer = continued,
 ) -> Iterator[str]:
     """Answers every line; the files of line 7 (from 0) begin with `00007`. The seed is counted up by the line.
 
@@ -37,24 +61,20 @@ def sample_prompts(
     done = 0
     for start in range(0, len(wanted), AT_ONCE):
         batch = wanted[start : start + AT_ONCE]
-        requests = [
-            sampler.request(line, params.model_copy(update={"seed": params.seed + number}))
-            for number, line in batch
-        ]
+        seeded = [params.model_copy(update={"seed": params.seed + number}) for number, _ in batch]
         try:
-            samples = sampler.sample(requests)
+            answers = answer(sampler, [line for _, line in batch], seeded)
         except ValueError as error:
             first, last = batch[0][0] + 1, batch[-1][0] + 1
             raise SpecError(f"{prompts}: lines {first} to {last}: {error}") from error
-        for (number, _), sample in zip(batch, samples, strict=True):
-            _write(out_dir, number, sample)
+        for (number, _), segments in zip(batch, answers, strict=True):
+            _write(out_dir, number, segments or ("",))
         done += len(batch)
         yield f"{done}/{len(wanted)} prompts"
 
 
-def _write(folder: Path, number: int, sample: Sample) -> None:
+def _write(folder: Path, number: int, segments: Sequence[Segment]) -> None:
     """The last file takes its name last: an interrupted line is made again."""
-    segments: Sequence[Segment] = sample.segments or ("",)
     written = []
     for index, segment in enumerate(segments):
         suffix = "txt" if isinstance(segment, str) else "png"
