@@ -146,6 +146,7 @@ def plan_tasks(
     config: Any,
     upstream: Mapping[str, Any],
     with_metadata: bool = False,
+    beside: Mapping[str, FileEntry] | None = None,
 ) -> list[ShardTask]:
     """One task for each shard of a listing.
 
@@ -154,11 +155,19 @@ def plan_tasks(
         config: Identity of that part of the config that a shard depends on.
         upstream: Identities of what else a shard is made with, such as the tokenizer's digest.
         with_metadata: Whether the rows' metadata are kept: then they too decide the shard's bytes.
+        beside: By the shard's id, the file of another artifact of the same listing that it is made with; a shard
+            that has none is left out.
     """
     source = {"uses": listing.manifest.uses, "version": listing.manifest.version}
     tasks = []
     for descriptor in open_listing(listing).shards:
-        kept = {"metadata": descriptor.metadata} if with_metadata and descriptor.metadata else {}
+        kept: dict[str, Any] = {}
+        if with_metadata and descriptor.metadata:
+            kept["metadata"] = descriptor.metadata
+        if beside is not None:
+            if shard_id(descriptor) not in beside:
+                continue
+            kept["beside"] = beside[shard_id(descriptor)].digest
         key = shard_key(
             version=version,
             config=config,

@@ -125,6 +125,19 @@ def make_autoencoder(root: Path, **network_config: Any) -> Artifact:
     return commit(store, uses, importlib.import_module(uses).STAGE, identity, {}, {}, made)
 
 
+def make_model(root: Path, **changed: Any) -> Artifact:
+    """The package of `tests.tiny`: random weights, 16 px images, a context of 64."""
+    from tests.tiny import tiny_package
+    from transfusion.artifacts.publish import publish_folder
+
+    store = open_store(str(root))
+    uses = "transfusion.package"
+    place = root.parent / f"{root.name}-model"
+    folder = place / "package" if place.exists() else tiny_package(place, **changed)
+    made = Made(files=publish_folder(store, f"{uses}/files", folder))
+    return commit(store, uses, importlib.import_module(uses).STAGE, "b" * 64, {}, {}, made)
+
+
 def make_mixture(
     root: Path, num_images: int = 60, drawn: str = "data_pipelines.sources.shapes", **changed: Any
 ) -> Artifact:

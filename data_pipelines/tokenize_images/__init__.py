@@ -9,6 +9,7 @@ STAGE = Stage(
         "documents": Input(kinds=("listing",)),
         "tokenizer": Input(kinds=("tokenizer",)),
         "autoencoder": Input(kinds=("autoencoder",)),
+        "captions": Input(kinds=("captions",), required=False),
     },
     output="tokens",
     body="data_pipelines.tokenize_images.run:run",

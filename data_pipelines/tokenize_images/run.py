@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Mapping
 
+from data_pipelines.recaptioned import captions_of
 from data_pipelines.shards import Launch, on_ray, plan_tasks, run_shards
 from data_pipelines.tokenize_images.config import TokenizeImagesConfig
 from data_pipelines.tokenize_images.shard import TokenizeImagesShard
@@ -30,12 +31,14 @@ def run(
             "network.codebook_size, or encode the images to latents (data_pipelines.encode_images)"
         )
     _, height, width = autoencoder.latent_shape(config.image_size_px, config.image_size_px)
+    captions = captions_of(inputs)
     tasks = plan_tasks(
         listing,
         version=context.version,
         config=config.shard_identity(),
         upstream={"tokenizer": tokenizer.digest, "autoencoder": autoencoder.digest},
         with_metadata=True,
+        beside=captions,
     )
     done = run_shards(
         context,
@@ -46,6 +49,7 @@ def run(
             tokenizer,
             folder,
             config,
+            captions,
             store=context.store,
             pool=context.pool,
             resources=context.resources.pool,

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Int32, UInt8
 
 from data_pipelines.decoders import running_decoders
-from data_pipelines.document_images import distinct
-from data_pipelines.documents import Document, Rejected, Text
+from data_pipelines.documents import Document, Text
 from data_pipelines.encode_images.batches import micro_batches
 from data_pipelines.encode_images.encoder import threads
 from data_pipelines.images import load_images
 from data_pipelines.preparation import Preparation
+from data_pipelines.recaptioned import Captions, documents_of
 from data_pipelines.shards import ShardTask
 from data_pipelines.sources.source import open_listing
 from data_pipelines.tokenize_images.config import TokenizeImagesConfig
@@ -43,6 +43,7 @@ class TokenizeImagesShard:
         tokenizer: Tokenizer,
         autoencoder: Artifact,
         config: TokenizeImagesConfig,
+        captions: Captions | None = None,
         *,
         store: Store,
         pool: str,
@@ -55,7 +56,7 @@ class TokenizeImagesShard:
         self._special = SpecialIds.after(
             tokenizer.num_pieces, num_codes=self._autoencoder.num_codes or 0
         )
-        self._config = config
+        self._config, self._captions = config, captions
         self._preparation = Preparation(config.limits, config.sizes_px, config.jpeg_draft)
         self._num_decoders = max(1, int(resources.cpus_per_actor))
         self._pool = ShardPool(store, pool)
@@ -64,7 +65,8 @@ class TokenizeImagesShard:
         """Columns out: those of `TOKENS_SCHEMA`; in the index also the documents' metadata."""
         rejects: list[Reject] = []
         documents: dict[str, Document] = {}
-        passing = _noted(self._listing.read(task.descriptor), documents, rejects)
+        found = documents_of(task, self._listing, self._captions, self._pool.store)
+        passing = _noted(found, documents, rejects)
         codes, failed = self._encode(passing)
         rejects += failed.values()
         rows = [
@@ -131,12 +133,12 @@ class TokenizeImagesShard:
 
 
 def _noted(
-    documents: Iterable[Document | Rejected],
+    documents: Iterable[Document | Reject],
     noted: dict[str, Document],
     rejects: list[Reject],
 ) -> Iterator[Document]:
-    """Passes documents on, once each, and keeps them without the bytes of their images."""
-    for document in distinct(documents):
+    """Passes documents on, and keeps them without the bytes of their images."""
+    for document in documents:
         if isinstance(document, Reject):
             rejects.append(document)
         else:

@@ -8,6 +8,7 @@ STAGE = Stage(
     inputs={
         "documents": Input(kinds=("listing",)),
         "tokenizer": Input(kinds=("tokenizer",)),
+        "captions": Input(kinds=("captions",), required=False),
     },
     output="tokens",
     body="data_pipelines.tokenize_text.run:run",

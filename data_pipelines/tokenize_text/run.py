@@ -1,14 +1,15 @@
 """Tokenizes every document of a listing, a shard at a time.
 
-Images are not looked at: an image that cannot be decoded is a matter of its latents.
+Images are not looked at: an image that cannot be decoded is a matter of its latents. With captions a document says
+what these say of its image instead of its own text; key and shard stay, so the tokens join the same latents.
 """
 
 import functools
 import hashlib
 from collections.abc import Mapping
 
-from data_pipelines.document_images import distinct
 from data_pipelines.documents import Document, Text
+from data_pipelines.recaptioned import Captions, captions_of, documents_of
 from data_pipelines.shards import Launch, ShardTask, on_ray, plan_tasks, run_shards
 from data_pipelines.sources.source import open_listing
 from data_pipelines.tokenize_text.config import TokenizeTextConfig
@@ -34,18 +35,20 @@ def run(
     listing = inputs["documents"]
     if not tokenizer.has_byte_fallback:
         context.log.warning("the tokenizer has no byte fallback: characters it lacks become <unk>")
+    captions = captions_of(inputs)
     tasks = plan_tasks(
         listing,
         version=context.version,
         config=config.identity(),
         upstream={"tokenizer": tokenizer.digest},
         with_metadata=True,
+        beside=captions,
     )
     done = run_shards(
         context,
         tasks=tasks,
         factory=functools.partial(
-            TokenizeShard, listing, tokenizer, store=context.store, pool=context.pool
+            TokenizeShard, listing, tokenizer, captions, store=context.store, pool=context.pool
         ),
         unit="documents tokenized",
         launch=launch,
@@ -56,16 +59,24 @@ def run(
 class TokenizeShard:
     """Tokenizes one shard at a time."""
 
-    def __init__(self, listing: Artifact, tokenizer: Tokenizer, *, store: Store, pool: str) -> None:
+    def __init__(
+        self,
+        listing: Artifact,
+        tokenizer: Tokenizer,
+        captions: Captions | None = None,
+        *,
+        store: Store,
+        pool: str,
+    ) -> None:
         self._listing = open_listing(listing)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._captions = tokenizer, captions
         self._pool = ShardPool(store, pool)
 
     def make(self, task: ShardTask) -> ShardRecord:
         """Columns out: those of `TOKENS_SCHEMA`; in the index also the documents' metadata."""
         rows: list[TokenRow] = []
         rejects: list[Reject] = []
-        for document in distinct(self._listing.read(task.descriptor)):
+        for document in documents_of(task, self._listing, self._captions, self._pool.store):
             if isinstance(document, Reject):
                 rejects.append(document)
             else:

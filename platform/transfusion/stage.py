@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 Kind = Literal[
     "listing", "pixels", "autoencoder", "latents", "tokenizer", "tokens", "mixture", "run", "model",
-    "llama", "evaluation", "report",
+    "llama", "captions", "images", "evaluation", "report",
 ]  # fmt: skip
 """Kinds of artifact. A new kind is a name here and a module in `artifacts/` when others read it."""
 

@@ -79,7 +79,13 @@ class Sampler:
         """Positions that a prompt takes, BOS included."""
         return len(self.package.tokenizer.encode(prompt)) + 1
 
-    def sample(self, requests: Sequence[Request], *, watch: Watch | None = None) -> list[Sample]:
+    def sample(
+        self,
+        requests: Sequence[Request],
+        *,
+        watch: Watch | None = None,
+        max_rows: int | None = None,
+    ) -> list[Sample]:
         """Answers requests together; see `engine.generate`."""
         stops = any(request.params.stop for request in requests)
         results = generate(
@@ -88,6 +94,7 @@ class Sampler:
             requests,
             watch=watch,
             decode=self.package.tokenizer.decode if stops else None,
+            max_rows=max_rows,
         )
         drawn = [part for one in results for part in one.parts if isinstance(part, ImagePart)]
         pixels = iter(self.pixels_of(drawn))
