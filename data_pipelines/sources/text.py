@@ -37,8 +37,9 @@ class TextConfig(Config):
     txt_documents: Literal["line", "file"] = "line"
     """What one document of a .txt file is."""
 
-    metadata_columns: tuple[str, ...] = ()
-    """Further keys or columns that go along as metadata, for filters of a mixture, where they are there."""
+    metadata_columns: tuple[str, ...] | Literal["all"] = ()
+    """Further keys or columns that go along as metadata, for filters of a mixture, where they are there. all: each
+    JSONL object whole and as it is, the text in it too, or every other column: what is known of a prompt."""
 
     max_document_bytes: int = Field(default=10 * 2**20, ge=1, le=2**31)
     """Longest document, in bytes of UTF-8 (in JSONL: of the line)."""
@@ -64,7 +65,8 @@ def list_shards(config: TextConfig) -> list[ShardDescriptor]:
     """
     rules = config.model_dump(mode="json", exclude={"path", "metadata_columns"})
     columns = config.metadata_columns
-    metadata = identify("metadata", list(columns)) if columns else ""
+    kept = columns if columns == "all" else list(columns)
+    metadata = identify("metadata", kept) if kept else ""
     shards = []
     for file in open_place(config.path, where="text").files(SUFFIXES):
         mark = split_mark(file.mark)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 
@@ -26,13 +26,16 @@ from transfusion.config import JSON
 
 _ROWS_PER_BATCH = 1024
 
+Columns = Sequence[str] | Literal["all"]
+"""Names, or all that there are."""
+
 
 def read_rows(
     stream: BinaryIO,
     key: str,
     *,
     column: str | None,
-    metadata: Sequence[str] = (),
+    metadata: Columns = (),
     whole: bool,
     max_bytes: int,
 ) -> Iterator[Document | Rejected]:
@@ -56,7 +59,7 @@ def read_rows(
 
 
 def read_parquet(
-    stream: BinaryIO, key: str, *, column: str, metadata: Sequence[str] = (), max_bytes: int
+    stream: BinaryIO, key: str, *, column: str, metadata: Columns = (), max_bytes: int
 ) -> Iterator[Document | Rejected]:
     """Rows of a Parquet file.
 
@@ -82,7 +85,8 @@ def read_parquet(
         if not _is_text(kind):
             yield Rejected(key, "not_text", f"column {column!r} holds {kind}")
             return
-        kept = [name for name in metadata if name in names]
+        wanted = [n for n in names if n != column] if metadata == "all" else metadata
+        kept = [name for name in wanted if name in names]
         first = 0
         for number, group in enumerate(groups):
             end = first + group.num_rows
@@ -151,7 +155,7 @@ def _plain(column: pa.Array) -> list[Any]:
         )
 
 
-def _json_row(row: str, line: bytes, column: str, metadata: Sequence[str]) -> Document | Rejected:
+def _json_row(row: str, line: bytes, column: str, metadata: Columns) -> Document | Rejected:
     try:
         value = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -169,7 +173,8 @@ def _json_row(row: str, line: bytes, column: str, metadata: Sequence[str]) -> Do
     if not isinstance(text, str):
         return Rejected(row, "not_text", f"{column!r} is a {type(text).__name__}")
     try:
-        return _checked(row, text.encode("utf-8"), metadata_of(value, metadata))
+        said = value if metadata == "all" else metadata_of(value, metadata)
+        return _checked(row, text.encode("utf-8"), said)
     except UnicodeEncodeError as error:
         return Rejected(row, "lone_surrogate", f"at character {error.start}")
 

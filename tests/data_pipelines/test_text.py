@@ -399,3 +399,22 @@ def test_a_disk_that_cannot_be_read_is_no_fault_of_the_file(key: str, tmp_path: 
     )
     with pytest.raises(OSError, match="Input/output error"):
         list(rows)
+
+
+def test_all_that_is_known_of_a_prompt_goes_along_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        {"tag": "colors", "include": [{"class": "bench", "count": 1}], "prompt": "a bench"},
+        {"prompt": "a cat", "n": None},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    table = {"prompt": ["a dog"], "score": [1.5], "tags": [["x", "y"]]}
+    pq.write_table(pa.table(table), tmp_path / "b.parquet")
+    found = _rows(path=str(tmp_path), text_column="prompt", metadata_columns="all")
+    assert _texts(found) == ["a bench", "a cat", "a dog"]
+    assert [row.metadata for row in found] == [*rows, {"score": 1.5, "tags": '["x", "y"]'}]
+    shards = [
+        list_shards(TextConfig(path=str(tmp_path), text_column="prompt", metadata_columns=columns))
+        for columns in ("all", ("all",), ())
+    ]
+    assert [len({one[n].identity for one in shards}) for n in (0, 1)] == [1, 1]
+    assert len({one[0].metadata for one in shards}) == 3

@@ -26,6 +26,7 @@ for command in (
     jobs.run,
     stores.show,
     stores.compare,
+    stores.export,
     jobs.sweep,
     models.sample,
     models.serve,

@@ -93,6 +93,35 @@ def compare(
     typer.echo(compare_runs(runs, out=out))
 
 
+def export(
+    target: Annotated[
+        str, typer.Argument(help="The folder of an artifact of generated images, or a job file.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path, typer.Option(help="An empty folder, or that of an export that was killed.")
+    ] = Path("export"),
+    layout: Annotated[
+        str,
+        typer.Option(
+            help="geneval: what GenEval's scorer reads; parquet: what the source parquet_images reads."
+        ),
+    ] = "geneval",
+    stage: Annotated[
+        str | None, typer.Option(help="Of a job that generates images in several stages.")
+    ] = None,
+) -> None:
+    """Generated images as files that other programs read.
+
+    transfusion export jobs/x.yaml --out drawn
+    """
+    from transfusion.runner.export import export_images
+
+    typer.echo(
+        export_images(target, out=out, layout=layout, stage=stage, overrides=overrides or ())
+    )
+
+
 def gc(
     store: Annotated[str, typer.Argument(help="A store: a folder or s3://bucket/prefix.")],
     older_than_hours: Annotated[

@@ -1,5 +1,6 @@
 """Pictures of any size as the model's square, and pixels as files."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -17,4 +18,11 @@ def to_square(image: Image.Image, size_px: int) -> np.ndarray:
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
     """Writes uint8 RGB pixels; the same pixels give the same bytes."""
-    Image.fromarray(pixels).save(path, format="PNG")
+    path.write_bytes(png_bytes(pixels))
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+    """A PNG of uint8 RGB pixels; the same pixels give the same bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -6,7 +6,7 @@ import io
 
 from PIL import Image
 
-from transfusion.sample.pictures import to_square
+from transfusion.sample.pictures import png_bytes, to_square
 from transfusion.sample.sampler import Pixels
 from transfusion.serve.errors import ApiError
 
@@ -17,9 +17,7 @@ MAX_PIXELS = 50_000_000
 
 def to_png(pixels: Pixels) -> str:
     """Base64 of a PNG."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(png_bytes(pixels)).decode()
 
 
 def from_url(url: str, size_px: int, *, param: str) -> Pixels:

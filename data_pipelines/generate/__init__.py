@@ -1,0 +1,16 @@
+"""Pictures that a model draws of the prompts of a listing."""
+
+from data_pipelines.generate.config import GenerateConfig
+from transfusion.stage import Input, Stage
+
+STAGE = Stage(
+    config=GenerateConfig,
+    inputs={
+        "prompts": Input(kinds=("listing",)),
+        "model": Input(kinds=("model",)),
+    },
+    output="images",
+    body="data_pipelines.generate.run:run",
+    version=1,
+    summary="Pictures that a model draws of the prompts of a listing.",
+)

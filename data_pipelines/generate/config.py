@@ -1,0 +1,25 @@
+"""Options of generation."""
+
+from pydantic import Field
+
+from data_pipelines.sampling import SamplesConfig
+from transfusion.package.config import Solver
+
+
+class GenerateConfig(SamplesConfig):
+    """Pictures of prompts. What is left out is as the package has it."""
+
+    num_samples: int = Field(default=1, ge=1, le=1000)
+    """Pictures of each prompt, each with a seed of its own: of more, the first ones are the same."""
+
+    solver: Solver | None = None
+    """How noise is taken away."""
+
+    num_inference_steps: int | None = Field(default=None, ge=1)
+    """Denoising steps of a picture."""
+
+    guidance_scale: float | None = Field(default=None, ge=0, le=20)
+    """1 draws what the prompt says without emphasis."""
+
+    negative_prompt: str = ""
+    """What guidance leads away from, instead of from nothing."""
