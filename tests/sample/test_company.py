@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import LATENT, NUM_PIECES, package_config, tiny_model
 from transfusion.sample.engine import Engine, generate
-from transfusion.sample.events import Ended, ImageDrawn, ImagePreview
+from transfusion.sample.events import Begun, Ended, ImageDrawn, ImagePreview
 from transfusion.sample.pages import PAGE_SIZE, PagedSequence, Pages
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import ImagePart, TextPart, length_of
@@ -139,7 +139,7 @@ def test_a_cancelled_request_is_gone_before_the_next_step_and_hears_nothing_more
     engine.cancel(job)
     assert not engine.step()
     assert engine.pages.num_free == engine.pages.num_pages
-    assert told == []
+    assert told == [Begun()]
 
 
 def test_no_position_passes_the_transformer_that_need_not() -> None:
@@ -216,6 +216,7 @@ def test_an_image_is_told_of_with_previews_that_come_to_it() -> None:
     engine.submit([Request((TextPart((1, 2)),), params)], lambda _, event: told.append(event))
     while engine.step():
         pass
+    assert told.pop(0) == Begun()
     kinds = [type(event) for event in told]
     assert kinds == [*[ImagePreview] * 5, ImageDrawn, Ended]
     assert [event.step for event in told[:5]] == [10, 20, 30, 40, 50]
