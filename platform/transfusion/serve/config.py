@@ -1,10 +1,15 @@
 """The `endpoint:` block of a job file: how the model is offered. Imports nothing heavy."""
 
+import re
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from transfusion.config import Config
+
+_HOST = re.compile(
+    r"([a-z0-9]([a-z0-9-]*[a-z0-9])?\.)+[a-z]([a-z0-9-]*[a-z0-9])?(:[1-9][0-9]{0,4})?"
+)
 
 
 class EndpointConfig(Config):
@@ -31,6 +36,13 @@ class EndpointConfig(Config):
     """A longer request is refused before it is read whole; pictures come in requests."""
     max_images: int = Field(10, ge=1, le=10)
     """Of a request."""
+    max_input_images: int = Field(10, ge=0)
+    """Of a request, among its messages or uploads."""
+    image_hosts: tuple[str, ...] = Field((), strict=False)
+    """Hosts from whose `http` and `https` addresses pictures in messages are fetched (`images.example.com`, with a
+    port where it is not the scheme's), each spelled out and public. None unless told: nothing is fetched then."""
+    image_fetch_timeout_s: float = Field(10.0, gt=0)
+    """A picture must have arrived from its host in this time."""
     max_inference_steps: int = Field(250, ge=1, le=1000)
     max_tokens: int = Field(1024, ge=1)
     """Of a completion; the model's context is a limit of its own."""
@@ -49,3 +61,14 @@ class EndpointConfig(Config):
     """What a replica has begun it may end in this time, when it is to go."""
     retry_after_s: int = Field(5, ge=1)
     """When a refused request may come again."""
+
+    @field_validator("image_hosts")
+    @classmethod
+    def _names(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not _HOST.fullmatch(host):
+                raise ValueError(
+                    f"image_hosts: {host!r} must be the full name of a host in small letters, with a port "
+                    "where it is not the scheme's: no address, pattern or URL"
+                )
+        return hosts

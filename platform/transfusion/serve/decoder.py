@@ -1,13 +1,20 @@
-"""Images from latents beside the engine: what waits is decoded together, on a thread of its own."""
+"""Images from latents beside the engine: what waits is decoded together, on a thread of its own.
+
+What comes in is read on another: a word does not wait for pictures to be decoded.
+"""
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import torch
 
 from transfusion.sample.reading import ImagePart
 from transfusion.sample.sampler import DECODED_AT_ONCE, Pixels, Sampler
+
+T = TypeVar("T")
 
 
 class Decoder:
@@ -17,8 +24,11 @@ class Decoder:
         self._sampler = sampler
         self._waiting: deque[tuple[ImagePart, asyncio.Future[Pixels]]] = deque()
         self._worker: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(
-            1, thread_name_prefix="decoder", initializer=torch.set_num_threads, initargs=(threads,)
+        self._thread, self._reader = (
+            ThreadPoolExecutor(
+                1, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(threads,)
+            )
+            for name in ("decoder", "reader")
         )
 
     async def decode(self, part: ImagePart) -> Pixels:
@@ -30,9 +40,14 @@ class Decoder:
             self._worker = loop.create_task(self._work())
         return await future
 
+    async def aside(self, prepare: Callable[[], T]) -> T:
+        """What a request is made of (pixels, latents, tokens), worked out while the event loop goes on."""
+        return await asyncio.get_running_loop().run_in_executor(self._reader, prepare)
+
     def close(self) -> None:
-        """Ends the thread."""
+        """Ends the threads."""
         self._thread.shutdown(wait=False)
+        self._reader.shutdown(wait=False)
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()

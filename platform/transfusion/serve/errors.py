@@ -18,6 +18,9 @@ _TYPES: Mapping[int, str] = {
 }
 
 
+_PLACES = ("body", "header", "path", "query")
+
+
 class ApiError(Exception):
     """A request that is answered with an error; the message is for the caller."""
 
@@ -67,7 +70,7 @@ def install(app: FastAPI) -> None:
         message = error.detail
         if error.status_code in (404, 405):
             message = f"{request.method} {request.url.path}: there is no such endpoint"
-        return error_response(ApiError(error.status_code, message))
+        return error_response(ApiError(error.status_code, message, headers=error.headers))
 
     @app.exception_handler(Exception)
     async def _bug(_: Request, __: Exception) -> JSONResponse:
@@ -78,7 +81,7 @@ def from_faults(faults: Sequence[Mapping[str, Any]]) -> ApiError:
     """A 400 for what pydantic found: every fault in the message, the first one's field as `param`."""
     lines, param = [], None
     for fault in faults:
-        path = ".".join(str(step) for step in fault.get("loc", ()) if step != "body")
+        path = ".".join(str(step) for step in fault.get("loc", ()) if step not in _PLACES)
         message = str(fault.get("msg", "is invalid")).removeprefix("Value error, ")
         if fault.get("type") == "extra_forbidden":
             message = "is not a parameter of this endpoint"

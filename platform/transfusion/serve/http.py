@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from fastapi import FastAPI
 
 from transfusion.serve import errors
-from transfusion.serve.endpoints import chat, completions, images, playground, status
+from transfusion.serve.endpoints import chat, completions, images, playground, status, tokens
 from transfusion.serve.guards import Guard
 from transfusion.serve.service import Service
 
-ENDPOINTS = (chat.routes, images.routes, completions.routes, playground.routes, status.routes)
+ENDPOINTS = (chat.routes, images.routes, completions.routes, playground.routes, status.routes, tokens.routes)
 
 
 def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:

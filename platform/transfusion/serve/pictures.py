@@ -3,12 +3,15 @@
 import base64
 import binascii
 import io
+from collections.abc import Sequence
 
 from PIL import Image
 
 from transfusion.sample.pictures import png_bytes, to_square
 from transfusion.sample.sampler import Pixels
+from transfusion.serve.config import EndpointConfig
 from transfusion.serve.errors import ApiError
+from transfusion.serve.fetching import PictureFetcher
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 MAX_PIXELS = 50_000_000
@@ -20,24 +23,46 @@ def to_png(pixels: Pixels) -> str:
     return base64.b64encode(png_bytes(pixels)).decode()
 
 
-def from_url(url: str, size_px: int, *, param: str) -> Pixels:
-    """A picture out of a `data:` address; others are not fetched.
+async def contents_of(
+    urls: Sequence[str], fetcher: PictureFetcher, *, max_bytes: int, param: str
+) -> list[bytes]:
+    """Files out of `data:` addresses, or from where others lead.
+
+    Args:
+        max_bytes: Of all that is fetched.
 
     Raises:
-        ApiError: It is another address, no base64, or no picture.
+        ApiError: One is no base64, or is not fetched.
     """
+    contents = []
+    for url in urls:
+        if url.startswith("data:"):
+            contents.append(_inline(url, param))
+        else:
+            content = await fetcher.fetch(url, max_bytes=max_bytes, param=param)
+            max_bytes -= len(content)
+            contents.append(content)
+    return contents
+
+
+def _inline(url: str, param: str) -> bytes:
     head, found, body = url.partition(",")
     if not (found and head.startswith("data:image/") and head.endswith(";base64")):
-        raise ApiError(
-            400,
-            f"{param}: must be data:image/...;base64,...: this server fetches no addresses",
-            param=param,
-        )
+        raise ApiError(400, f"{param}: must be data:image/...;base64,...", param=param)
     try:
-        content = base64.b64decode(body, validate=True)
+        return base64.b64decode(body, validate=True)
     except (binascii.Error, ValueError) as error:
         raise ApiError(400, f"{param}: is not base64", param=param) from error
-    return from_bytes(content, size_px, param=param)
+
+
+def check_count(count: int, limits: EndpointConfig, *, param: str) -> None:
+    """Raises ApiError when a request brings more pictures than the endpoint allows."""
+    if count > limits.max_input_images:
+        raise ApiError(
+            400,
+            f"{param}: holds {count} pictures: must be at most {limits.max_input_images}",
+            param=param,
+        )
 
 
 def from_bytes(content: bytes, size_px: int, *, param: str) -> Pixels:

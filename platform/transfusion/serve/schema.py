@@ -7,9 +7,20 @@ is silently ignored, but for `user`.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
-from transfusion.sample.params import MAX_SEED
+from transfusion.sample.params import MAX_SEED, SamplingParams
+
+MAX_PARTS = 100
+"""Messages of a chat, and parts of a message."""
 
 
 def _flatten(values: Any) -> Any:
@@ -24,28 +35,44 @@ def _flatten(values: Any) -> Any:
     return {**nested, **{key: value for key, value in values.items() if key != "extra_body"}}
 
 
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", "auto", {}, [])
+
+
 def _nothing(value: Any) -> None:
     """A parameter that is not supported, given a value that asks for nothing."""
-    if value is True or value not in (None, False, 0, "", "auto", {}, []):
+    if value is True or value not in _NOTHING:
         raise ValueError("is not supported by this server")
 
 
-Unsupported = Annotated[None, BeforeValidator(_nothing)]
+Unsupported = Annotated[
+    None, BeforeValidator(_nothing), WithJsonSchema({"enum": [*_NOTHING], "deprecated": True})
+]
 
 
-class _Request(BaseModel):
+class SampleRequest(BaseModel):
+    """What all that ask for samples have in common."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=10)
     seed: int | None = Field(None, ge=0, le=MAX_SEED)
     user: str | None = None
+    """Taken, and neither kept nor logged."""
     stream: bool | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _extensions(cls, values: Any) -> Any:
         return _flatten(values)
+
+    def sampling(self) -> dict[str, Any]:
+        """Those of our sampling parameters that this request may name; None where it does not."""
+        return {
+            name: getattr(self, name)
+            for name in SamplingParams.model_fields
+            if name in type(self).model_fields
+        }
 
 
 class StreamOptions(BaseModel):
@@ -56,17 +83,44 @@ class StreamOptions(BaseModel):
     include_obfuscation: Unsupported = None
 
 
-class ImageRequest(_Request):
+class WritingRequest(SampleRequest):
+    """How text is written."""
+
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    stop: str | list[str] | None = None
+    stream_options: StreamOptions | None = None
+    frequency_penalty: Unsupported = None
+    presence_penalty: Unsupported = None
+    logit_bias: Unsupported = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few(cls, stop: str | list[str] | None) -> list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop
+        if stops is not None and len(stops) > 4:
+            raise ValueError("must be at most 4 texts")
+        return stops
+
+
+class DrawingRequest(SampleRequest):
+    """How pictures are drawn."""
+
+    num_inference_steps: int | None = Field(None, ge=1)
+    guidance_scale: float | None = Field(None, ge=0, le=20)
+    solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
+    negative_prompt: str | None = None
+
+
+class ImageRequest(DrawingRequest):
     """`POST /v1/images/generations`."""
 
     prompt: str
     size: str | None = Field(None, pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
-    num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0, le=20)
-    solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
-    negative_prompt: str | None = None
     guidance_interval: tuple[float, float] | None = None
     partial_images: int | None = Field(None, ge=0, le=3)
     background: Unsupported = None
@@ -76,38 +130,28 @@ class ImageRequest(_Request):
     style: Unsupported = None
 
 
-class CompletionRequest(_Request):
+class CompletionRequest(WritingRequest):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
     """Texts, or token ids."""
-    max_tokens: int | None = Field(None, ge=0)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    stop: str | list[str] | None = None
     echo: bool | None = None
     best_of: Literal[1] | None = None
-    frequency_penalty: Unsupported = None
-    presence_penalty: Unsupported = None
-    logit_bias: Unsupported = None
     logprobs: int | None = Field(None, ge=0, le=20)
-    stream_options: StreamOptions | None = None
     suffix: Unsupported = None
 
-    @model_validator(mode="after")
-    def _few(self) -> "CompletionRequest":
-        if isinstance(self.prompt, list):
-            texts = not all(isinstance(one, int) for one in self.prompt)
-            if not self.prompt or (texts and len(self.prompt) > 20):
-                raise ValueError("prompt: must be 1 to 20 texts")
-        if isinstance(self.stop, list) and len(self.stop) > 4:
-            raise ValueError("stop: must be at most 4 texts")
-        return self
+    @field_validator("prompt")
+    @classmethod
+    def _some(cls, prompt: Any) -> Any:
+        if isinstance(prompt, list):
+            texts = not all(isinstance(one, int) for one in prompt)
+            if not prompt or (texts and len(prompt) > 20):
+                raise ValueError("must be 1 to 20 texts")
+        return prompt
 
 
 class ImageUrl(BaseModel):
-    """A picture inside the request: `data:image/png;base64,...`."""
+    """A picture inside the request, `data:image/png;base64,...`, or at an address on a host that is allowed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     url: str
@@ -138,41 +182,40 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
+    content: str | Annotated[list[ContentPart], Field(max_length=MAX_PARTS)]
 
 
-class ChatRequest(_Request):
+class ChatRequest(WritingRequest, DrawingRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: list[ChatMessage] = Field(min_length=1, max_length=100)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=MAX_PARTS)
     modalities: list[Literal["text", "image"]] | None = None
     """`text` unless told otherwise; both let the model decide, `image` alone draws."""
-    max_tokens: int | None = Field(None, ge=0)
     max_completion_tokens: int | None = Field(None, ge=0)
     max_images: int | None = Field(None, ge=0)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=0)
-    stop: str | list[str] | None = None
-    stream_options: StreamOptions | None = None
-    num_inference_steps: int | None = Field(None, ge=1)
-    guidance_scale: float | None = Field(None, ge=0, le=20)
     image_guidance_scale: float | None = Field(None, ge=0, le=20)
-    negative_prompt: str | None = None
-    solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
     previews: int | None = Field(None, ge=0, le=10)
     """Of each picture, on its way, where the answer streams."""
-    frequency_penalty: Unsupported = None
-    presence_penalty: Unsupported = None
-    logit_bias: Unsupported = None
     logprobs: Unsupported = None
     top_logprobs: Unsupported = None
     response_format: Unsupported = None
     tools: Unsupported = None
     tool_choice: Unsupported = None
 
-    @model_validator(mode="after")
-    def _few_stops(self) -> "ChatRequest":
-        if isinstance(self.stop, list) and len(self.stop) > 4:
-            raise ValueError("stop: must be at most 4 texts")
-        return self
+
+class TokenizeRequest(BaseModel):
+    """`POST /tokenize`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    prompt: str
+    model: str | None = None
+    add_special_tokens: bool = True
+    """Whether BOS, which every prompt gets here, stands before it."""
+
+
+class DetokenizeRequest(BaseModel):
+    """`POST /detokenize`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    tokens: list[int]
+    model: str | None = None

@@ -1,6 +1,7 @@
 """What the endpoints share: the model, its limits, and asking it."""
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -19,6 +20,7 @@ from transfusion.sample.reading import ImagePart
 from transfusion.sample.rows import Request, check_request
 from transfusion.sample.sampler import Given, Pixels, Sample, Sampler
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.deadline import Deadline
 from transfusion.serve.decoder import Decoder
 from transfusion.serve.errors import ApiError
 from transfusion.serve.loop import EngineLoop, QueueFullError
@@ -112,7 +114,8 @@ class Service:
             return params_with(defaults, schedule=self.package.schedule, **chosen)
         except SpecError as error:
             message = "; ".join(fault.lstrip(".: ") for fault in error.faults)
-            param = next((name for name in chosen if name in message), None)
+            given = [name for name, value in chosen.items() if value is not None]
+            param = next((name for name in given if name in message), None)
             raise ApiError(400, message, param=param) from error
 
     def requests(
@@ -154,36 +157,50 @@ class Service:
                 code="model_not_found",
             )
 
-    async def ask(self, requests: Sequence[Request]) -> list[Sample]:
+    def deadline(self, asked_s: float | None = None) -> Deadline:
+        """From now; a caller may only shorten it."""
+        return Deadline(min(asked_s or math.inf, self.config.request_timeout_s))
+
+    async def ask(
+        self, requests: Sequence[Request], deadline: Deadline | None = None
+    ) -> list[Sample]:
         """Answers to a caller's requests.
 
         Raises:
             ApiError: The server is full (429), or takes too long (408).
         """
+        deadline = deadline or self.deadline()
         results, images = {}, {}
-        async for index, event in self.events(requests):
-            if isinstance(event, ImageDrawn):
-                images[index, event.index] = asyncio.create_task(self.decoder.decode(event.part))
-            elif isinstance(event, Ended):
-                results[index] = event.result
-        samples = []
-        for index in range(len(requests)):
-            drawn = [await images[key] for key in sorted(images) if key[0] == index]
-            samples.append(self.sampler.sample_of(results[index], iter(drawn)))
-        return samples
+        try:
+            async for index, event in self.events(requests, deadline):
+                if isinstance(event, ImageDrawn):
+                    decoding = asyncio.create_task(self.decoder.decode(event.part))
+                    images[index, event.index] = decoding
+                elif isinstance(event, Ended):
+                    results[index] = event.result
+            samples = []
+            async with deadline.kept():
+                for index in range(len(requests)):
+                    drawn = [await images[key] for key in sorted(images) if key[0] == index]
+                    samples.append(self.sampler.sample_of(results[index], iter(drawn)))
+            return samples
+        finally:
+            for decoding in images.values():
+                decoding.cancel()
 
-    async def events(self, requests: Sequence[Request]) -> AsyncIterator[tuple[int, Event]]:
+    async def events(
+        self, requests: Sequence[Request], deadline: Deadline | None = None
+    ) -> AsyncIterator[tuple[int, Event]]:
         """What comes of a caller's requests, as it comes; whoever stops reading gives them up.
 
         Raises:
             ApiError: The server is full (429), or takes too long (408).
         """
-        limit = self.config.request_timeout_s
-        deadline = asyncio.get_running_loop().time() + limit
+        deadline = deadline or self.deadline()
         try:
             async with self.loop.ask(requests) as events:
                 while True:
-                    async with asyncio.timeout_at(deadline):
+                    async with deadline.kept():
                         told = await anext(events, None)
                     if told is None:
                         return
@@ -197,10 +214,6 @@ class Service:
                 f"the server is busy: {self.loop.num_queued} samples are waiting; come again later",
                 code="server_busy",
                 headers={"Retry-After": str(self.config.retry_after_s)},
-            ) from error
-        except TimeoutError as error:
-            raise ApiError(
-                408, f"the request was given up after {limit:g} s; ask for less at once"
             ) from error
 
     async def pixels(self, event: ImageDrawn | ImagePreview) -> Pixels:
@@ -222,6 +235,14 @@ def check_unicode(texts: Sequence[str], param: str) -> None:
         raise ApiError(
             400, f"{param}: is not valid Unicode (a lone surrogate)", param=param
         ) from error
+
+
+def check_token_ids(ids: Sequence[int], num_pieces: int, *, param: str) -> None:
+    """Raises ApiError for what stands for no text: special tokens are placed by us."""
+    if not ids or not all(0 <= one < num_pieces for one in ids):
+        raise ApiError(
+            400, f"{param}: must be token ids from 0 to {num_pieces - 1}, at least one", param=param
+        )
 
 
 def seeds_from(seed: int | None, count: int) -> list[int]:

@@ -1,6 +1,8 @@
 """Server-sent events: chunks of JSON as OpenAI's clients read them."""
 
 import json
+import time
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
@@ -35,6 +37,11 @@ async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | 
     return StreamingResponse(
         lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
     )
+
+
+def head(kind: str, model: str) -> dict[str, Any]:
+    """What stands at the top of an answer, and of every chunk of it."""
+    return {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
 
 
 def _line(chunk: Mapping[str, Any], *, named: bool) -> str:

@@ -4,44 +4,48 @@ The model knows documents and no roles: what the messages hold is read in order,
 Pictures come as content parts in their place among the text, and once more in `images`.
 """
 
-import time
-import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import Response
 
 from transfusion.sample.events import Ended, ImageDrawn, ImagePreview, TextWritten
-from transfusion.sample.params import SamplingParams
 from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Given, Sample
-from transfusion.serve.errors import ApiError
-from transfusion.serve.pictures import from_url, to_png
-from transfusion.serve.schema import ChatRequest
-from transfusion.serve.service import Service, check_unicode, seeds_from, usage
-from transfusion.serve.streaming import Chunks, stream
+from transfusion.serve.asking import params_of
+from transfusion.serve.deadline import AskedTimeout
+from transfusion.serve.fetching import PictureFetcher
+from transfusion.serve.loop import Events
+from transfusion.serve.pictures import check_count, contents_of, from_bytes, to_png
+from transfusion.serve.schema import ChatRequest, ContentPart
+from transfusion.serve.service import Service, usage
+from transfusion.serve.streaming import Chunks, head, stream
 
 DEFAULT_TOKENS = 64
 
 
 def routes(service: Service) -> APIRouter:
     """The endpoint's routes."""
-    router = APIRouter()
+    router, limits = APIRouter(), service.config
+    fetcher = PictureFetcher(limits.image_hosts, timeout_s=limits.image_fetch_timeout_s)
 
     @router.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest) -> dict[str, Any] | Response:
+    async def chat(body: ChatRequest, timeout_s: AskedTimeout = None) -> dict[str, Any] | Response:
         service.check_model(body.model)
-        requests = _requests(body, service)
-        head = {
-            "id": f"chatcmpl-{uuid.uuid4().hex}",
-            "created": int(time.time()),
-            "model": service.package.name,
-        }
+        deadline = service.deadline(timeout_s)
+        async with deadline.kept():
+            urls = [part.image_url.url for part in _parts(body) if part.image_url is not None]
+            check_count(len(urls), limits, param="messages")
+            contents = await contents_of(
+                urls, fetcher, max_bytes=limits.max_body_bytes, param="messages"
+            )
+            requests = await service.decoder.aside(lambda: _requests(body, contents, service))
+        top = head("chatcmpl", service.package.name)
         if body.stream:
-            return await stream(_chunks(body, service, requests, head))
-        samples = await service.ask(requests)
-        return head | {
+            return await stream(_chunks(body, service.events(requests, deadline), service, top))
+        samples = await service.ask(requests, deadline)
+        return top | {
             "object": "chat.completion",
             "choices": [_choice(index, sample) for index, sample in enumerate(samples)],
             "usage": usage(
@@ -52,81 +56,45 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-def _requests(body: ChatRequest, service: Service) -> list[Request]:
-    segments = _segments(body, service)
+def _parts(body: ChatRequest) -> Iterator[ContentPart]:
+    """What all messages hold, in order."""
+    for message in body.messages:
+        if isinstance(message.content, str):
+            yield ContentPart(type="text", text=message.content)
+        else:
+            yield from message.content
+
+
+def _requests(body: ChatRequest, contents: Sequence[bytes], service: Service) -> list[Request]:
     wanted = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-    max_tokens = min(DEFAULT_TOKENS, service.config.max_tokens) if wanted is None else wanted
-    _check(body, max_tokens, service)
     modalities = body.modalities or ["text"]
-    each: list[SamplingParams] = [
-        service.params(
-            temperature=body.temperature,
-            top_p=body.top_p,
-            top_k=body.top_k,
-            max_tokens=max_tokens,
-            max_images=_max_images(body),
-            stop=[body.stop] if isinstance(body.stop, str) else body.stop,
-            num_inference_steps=body.num_inference_steps,
-            guidance_scale=body.guidance_scale,
-            image_guidance_scale=body.image_guidance_scale,
-            solver=body.solver,
-            preview_every=_preview_every(body, service),
-            seed=seed,
-            modalities=modalities,
-        )
-        for seed in seeds_from(body.seed, body.n or 1)
-    ]
+    pictures = 1 if body.max_images is None else body.max_images
+    each = params_of(
+        body,
+        service,
+        count=body.n or 1,
+        previews=body.previews,
+        max_tokens=min(DEFAULT_TOKENS, service.config.max_tokens) if wanted is None else wanted,
+        max_images=pictures if "image" in modalities else 0,
+        modalities=modalities,
+    )
+    segments = _segments(body, iter(contents), service)
     return service.requests(segments, each, negative_prompt=body.negative_prompt, param="messages")
 
 
-def _max_images(body: ChatRequest) -> int:
-    if "image" not in (body.modalities or ()):
-        return 0
-    return 1 if body.max_images is None else body.max_images
-
-
-def _preview_every(body: ChatRequest, service: Service) -> int | None:
-    if not body.stream or not body.previews:
-        return None
-    steps = body.num_inference_steps or service.params().num_inference_steps
-    return -(-steps // (body.previews + 1))
-
-
-def _segments(body: ChatRequest, service: Service) -> list[Given]:
+def _segments(body: ChatRequest, contents: Iterator[bytes], service: Service) -> list[Given]:
     """Texts and pictures of all messages, neighbouring texts behind each other on lines of their own."""
     segments: list[Given] = []
-    size = service.package.image_size_px
-    for message in body.messages:
-        parts: list[Given] = []
-        if isinstance(message.content, str):
-            parts.append(message.content)
+    for part in _parts(body):
+        before = segments[-1] if segments else None
+        if part.image_url is not None:
+            picture = from_bytes(next(contents), service.package.image_size_px, param="messages")
+            segments.append(picture)
+        elif isinstance(before, str):
+            segments[-1] = f"{before}\n{part.text}"
         else:
-            for part in message.content:
-                if part.image_url is not None:
-                    parts.append(from_url(part.image_url.url, size, param="messages"))
-                else:
-                    parts.append(part.text or "")
-        texts = [part for part in parts if isinstance(part, str)]
-        check_unicode(texts, "messages")
-        for segment in parts:
-            before = segments[-1] if segments else None
-            if isinstance(segment, str) and isinstance(before, str):
-                segments[-1] = f"{before}\n{segment}"
-            else:
-                segments.append(segment)
+            segments.append(part.text or "")
     return segments
-
-
-def _check(body: ChatRequest, max_tokens: int, service: Service) -> None:
-    limits = service.config
-    for name, value, most in (
-        ("n", body.n or 1, limits.max_images),
-        ("max_images", body.max_images or 0, limits.max_images),
-        ("max_tokens", max_tokens, limits.max_tokens),
-        ("num_inference_steps", body.num_inference_steps or 0, limits.max_inference_steps),
-    ):
-        if value > most:
-            raise ApiError(400, f"{name}: must be at most {most}, got {value}", param=name)
 
 
 def _choice(index: int, sample: Sample) -> dict[str, Any]:
@@ -154,17 +122,17 @@ def _part(picture: str) -> dict[str, Any]:
 
 
 async def _chunks(
-    body: ChatRequest, service: Service, requests: Sequence[Request], head: dict[str, Any]
+    body: ChatRequest, events: Events, service: Service, top: dict[str, Any]
 ) -> Chunks:
     """Text as it is written, pictures as they finish; previews under `preview`, which clients may pass over."""
 
     def chunk(index: int, delta: dict[str, Any], reason: str | None = None) -> dict[str, Any]:
         choice = {"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}
-        return head | {"object": "chat.completion.chunk", "choices": [choice]}
+        return top | {"object": "chat.completion.chunk", "choices": [choice]}
 
     read = written = 0
     begun: set[int] = set()
-    async for index, event in service.events(requests):
+    async for index, event in events:
         role = {} if index in begun else {"role": "assistant"}
         begun.add(index)
         if isinstance(event, TextWritten):
@@ -183,6 +151,6 @@ async def _chunks(
             written += event.result.num_tokens
             yield chunk(index, role, event.result.finish_reason)
     if body.stream_options and body.stream_options.include_usage:
-        yield head | {
+        yield top | {
             "object": "chat.completion.chunk", "choices": [], "usage": usage(read, written),
         }  # fmt: skip

@@ -1,7 +1,5 @@
 """`POST /v1/completions`: text behind text; with `echo` and `logprobs`, what the model thinks of a text."""
 
-import time
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +9,12 @@ from fastapi.responses import Response
 from transfusion.sample.events import Ended, TextWritten, TokenScore
 from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sample
+from transfusion.serve.asking import params_of
+from transfusion.serve.deadline import AskedTimeout, Deadline
 from transfusion.serve.errors import ApiError
 from transfusion.serve.schema import CompletionRequest
-from transfusion.serve.service import Service, seeds_from, usage
-from transfusion.serve.streaming import Chunks, stream
+from transfusion.serve.service import Service, check_token_ids, usage
+from transfusion.serve.streaming import Chunks, head, stream
 
 DEFAULT_TOKENS = 16
 """As OpenAI's: a caller who wants more says so."""
@@ -27,12 +27,16 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/completions", response_model=None)
-    async def complete(body: CompletionRequest) -> dict[str, Any] | Response:
+    async def complete(
+        body: CompletionRequest, timeout_s: AskedTimeout = None
+    ) -> dict[str, Any] | Response:
         service.check_model(body.model)
-        answer = _Answer(body, service)
+        deadline = service.deadline(timeout_s)
+        async with deadline.kept():
+            answer = await service.decoder.aside(lambda: _Answer(body, service))
         if body.stream:
-            return await stream(answer.chunks())
-        return answer.whole(await service.ask(answer.requests))
+            return await stream(answer.chunks(deadline))
+        return answer.whole(await service.ask(answer.requests, deadline))
 
     return router
 
@@ -42,35 +46,30 @@ class _Answer:
 
     def __init__(self, body: CompletionRequest, service: Service) -> None:
         self.body, self.service = body, service
-        self.id, self.created = f"cmpl-{uuid.uuid4().hex}", int(time.time())
+        self.head = head("cmpl", service.package.name) | {"object": "text_completion"}
         self.prompts = _prompts(body, service)
         self.count = body.n or 1
         self.requests = self._requests()
 
     def _requests(self) -> list[Request]:
         body, service = self.body, self.service
-        max_tokens = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
-        _check(self.prompts, max_tokens, service)
-        seeds = iter(seeds_from(body.seed, len(self.prompts) * self.count))
+        most = service.config.max_tokens
+        max_tokens = min(DEFAULT_TOKENS, most) if body.max_tokens is None else body.max_tokens
+        each = params_of(
+            body,
+            service,
+            count=len(self.prompts) * self.count,
+            max_tokens=max_tokens,
+            max_images=0,
+            prompt_logprobs=body.logprobs if body.echo else None,
+            modalities=["text"],
+        )
+        _check_context(self.prompts, max_tokens, service)
         requests: list[Request] = []
-        for prompt in self.prompts:
-            each = [
-                service.params(
-                    temperature=body.temperature,
-                    top_p=body.top_p,
-                    top_k=body.top_k,
-                    max_tokens=max_tokens,
-                    max_images=0,
-                    stop=[body.stop] if isinstance(body.stop, str) else body.stop,
-                    logprobs=body.logprobs,
-                    prompt_logprobs=body.logprobs if body.echo else None,
-                    seed=next(seeds),
-                    modalities=["text"],
-                )
-                for _ in range(self.count)
-            ]
+        for index, prompt in enumerate(self.prompts):
             given = prompt if isinstance(prompt, str) else [prompt]
-            requests.extend(service.requests(given, each))
+            of_prompt = each[index * self.count : (index + 1) * self.count]
+            requests.extend(service.requests(given, of_prompt))
         return requests
 
     def _before(self, index: int) -> str:
@@ -96,32 +95,23 @@ class _Answer:
         ]
         read = sum(sample.prompt_tokens for sample in samples[:: self.count])
         written = sum(sample.completion_tokens for sample in samples)
-        return self._shell(choices) | {"usage": usage(read, written)}
+        return self.head | {"choices": choices, "usage": usage(read, written)}
 
-    async def chunks(self) -> Chunks:
+    async def chunks(self, deadline: Deadline) -> Chunks:
         """A piece at a time."""
         read = written = 0
         for index in range(len(self.requests)):
             if before := self._before(index):
-                yield self._shell([_delta(index, before)])
-        async for index, event in self.service.events(self.requests):
+                yield self.head | _delta(index, before)
+        async for index, event in self.service.events(self.requests, deadline):
             if isinstance(event, TextWritten):
-                yield self._shell([_delta(index, event.text)])
+                yield self.head | _delta(index, event.text)
             elif isinstance(event, Ended):
                 read += event.result.prompt_length if index % self.count == 0 else 0
                 written += event.result.num_tokens
-                yield self._shell([_delta(index, "", event.result.finish_reason)])
+                yield self.head | _delta(index, "", event.result.finish_reason)
         if self.body.stream_options and self.body.stream_options.include_usage:
-            yield self._shell([]) | {"usage": usage(read, written)}
-
-    def _shell(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.service.package.name,
-            "choices": choices,
-        }
+            yield self.head | {"choices": [], "usage": usage(read, written)}
 
     def _logprobs(self, sample: Sample) -> dict[str, Any] | None:
         """Parallel lists over tokens; of an echoed prompt too, BOS left out: the first is said behind BOS."""
@@ -158,24 +148,13 @@ def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
     prompts: list[Any] = [given] if isinstance(given, str) else list(given)
     if prompts and all(isinstance(one, int) for one in prompts):
         prompts = [prompts]
-    pieces = service.package.num_pieces
     for prompt in prompts:
-        if not isinstance(prompt, str) and (not prompt or not all(0 <= i < pieces for i in prompt)):
-            raise ApiError(
-                400,
-                f"prompt: must be token ids from 0 to {pieces - 1}, at least one",
-                param="prompt",
-            )
+        if not isinstance(prompt, str):
+            check_token_ids(prompt, service.package.num_pieces, param="prompt")
     return prompts
 
 
-def _check(prompts: Sequence[Prompt], max_tokens: int, service: Service) -> None:
-    if max_tokens > service.config.max_tokens:
-        raise ApiError(
-            400,
-            f"max_tokens: must be at most {service.config.max_tokens}, got {max_tokens}",
-            param="max_tokens",
-        )
+def _check_context(prompts: Sequence[Prompt], max_tokens: int, service: Service) -> None:
     context = service.package.sequence_length
     for prompt in prompts:
         # Bytes bound tokens from above only with byte fallback; the exact count is worth its time.
@@ -198,4 +177,5 @@ def _check(prompts: Sequence[Prompt], max_tokens: int, service: Service) -> None
 
 
 def _delta(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
-    return {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
+    choice = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
+    return {"choices": [choice]}

@@ -9,13 +9,14 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 
 from transfusion.sample.events import ImageDrawn, ImagePreview
-from transfusion.sample.params import SamplingParams
 from transfusion.sample.rows import Request
-from transfusion.sample.sampler import Given
+from transfusion.serve.asking import params_of
+from transfusion.serve.deadline import AskedTimeout
 from transfusion.serve.errors import ApiError, from_faults
-from transfusion.serve.pictures import from_bytes, to_png
+from transfusion.serve.loop import Events
+from transfusion.serve.pictures import check_count, from_bytes, to_png
 from transfusion.serve.schema import ImageRequest
-from transfusion.serve.service import Service, seeds_from
+from transfusion.serve.service import Service
 from transfusion.serve.streaming import Chunks, stream
 
 IMAGE_GUIDANCE = 1.5
@@ -27,8 +28,10 @@ def routes(service: Service) -> APIRouter:
     router = APIRouter()
 
     @router.post("/v1/images/generations", response_model=None)
-    async def generate(body: ImageRequest) -> dict[str, Any] | Response:
-        return await _draw(service, body, [body.prompt], "image_generation")
+    async def generate(
+        body: ImageRequest, timeout_s: AskedTimeout = None
+    ) -> dict[str, Any] | Response:
+        return await _draw(service, body, "image_generation", timeout_s)
 
     @router.post("/v1/images/edits", response_model=None)
     async def edit(
@@ -45,6 +48,7 @@ def routes(service: Service) -> APIRouter:
         guidance_scale: Annotated[float | None, Form()] = None,
         image_guidance_scale: Annotated[float | None, Form()] = None,
         negative_prompt: Annotated[str | None, Form()] = None,
+        timeout_s: AskedTimeout = None,
     ) -> dict[str, Any] | Response:
         given = {
             "prompt": prompt, "model": model, "n": n, "size": size, "seed": seed,
@@ -59,15 +63,15 @@ def routes(service: Service) -> APIRouter:
         uploads = [*(image or ()), *(images or ())]
         if not uploads:
             raise ApiError(400, "image: must be at least one picture", param="image")
-        size_px = service.package.image_size_px
-        segments: list[Given] = [
-            from_bytes(await upload.read(), size_px, param="image") for upload in uploads
-        ]
+        check_count(len(uploads), service.config, param="image")
         # A model of codes draws an edit by the guidance of all that is before it.
         scale = None
         if not service.package.num_codes:
             scale = IMAGE_GUIDANCE if image_guidance_scale is None else image_guidance_scale
-        return await _draw(service, body, [*segments, prompt], "image_edit", image_scale=scale)
+        contents = [await upload.read() for upload in uploads]
+        return await _draw(
+            service, body, "image_edit", timeout_s, contents=contents, image_guidance_scale=scale
+        )
 
     return router
 
@@ -75,49 +79,57 @@ def routes(service: Service) -> APIRouter:
 async def _draw(
     service: Service,
     body: ImageRequest,
-    prompt: Sequence[Given],
     kind: str,
+    timeout_s: float | None,
     *,
-    image_scale: float | None = None,
+    contents: Sequence[bytes] = (),
+    image_guidance_scale: float | None = None,
 ) -> dict[str, Any] | Response:
     service.check_model(body.model)
-    _check(body, service)
-    seeds = seeds_from(body.seed, body.n or 1)
-    steps = body.num_inference_steps or service.params().num_inference_steps
-    previews = body.partial_images or 0
-    each: list[SamplingParams] = [
-        service.params(
-            num_inference_steps=body.num_inference_steps,
-            guidance_scale=body.guidance_scale,
-            guidance_interval=body.guidance_interval,
-            image_guidance_scale=image_scale,
-            solver=body.solver,
-            seed=seed,
+    _check_size(body, service)
+    deadline = service.deadline(timeout_s)
+
+    def prepare() -> list[Request]:
+        each = params_of(
+            body,
+            service,
+            count=body.n or 1,
+            previews=body.partial_images,
+            image_guidance_scale=image_guidance_scale,
             modalities=["image"],
-            preview_every=-(-steps // (previews + 1)) if body.stream and previews else None,
         )
-        for seed in seeds
-    ]
-    requests = service.requests(prompt, each, negative_prompt=body.negative_prompt)
+        size_px = service.package.image_size_px
+        pictures = [from_bytes(content, size_px, param="image") for content in contents]
+        return service.requests(
+            [*pictures, body.prompt], each, negative_prompt=body.negative_prompt
+        )
+
+    async with deadline.kept():
+        requests = await service.decoder.aside(prepare)
     size = service.package.image_size_px
     about = {"created": int(time.time()), "output_format": "png", "size": f"{size}x{size}"}
     if body.stream:
-        return await stream(_chunks(service, requests, kind, about), named=True)
-    samples = await service.ask(requests)
+        return await stream(
+            _chunks(service.events(requests, deadline), service, kind, about), named=True
+        )
+    samples = await service.ask(requests, deadline)
     data = [
-        {"b64_json": to_png(sample.images[0]), "url": None, "revised_prompt": None, "seed": seed}
-        for sample, seed in zip(samples, seeds, strict=True)
+        {
+            "b64_json": to_png(sample.images[0]),
+            "url": None,
+            "revised_prompt": None,
+            "seed": request.params.seed,
+        }
+        for sample, request in zip(samples, requests, strict=True)
     ]
     usage = {"input_tokens": samples[0].prompt_tokens, "output_tokens": 0}
     return about | {"data": data, "usage": usage | {"total_tokens": samples[0].prompt_tokens}}
 
 
-async def _chunks(
-    service: Service, requests: Sequence[Request], kind: str, about: dict[str, Any]
-) -> Chunks:
+async def _chunks(events: Events, service: Service, kind: str, about: dict[str, Any]) -> Chunks:
     """`partial_image` events on the way, `completed` at the end of each."""
     count = 0
-    async for _, event in service.events(requests):
+    async for _, event in events:
         if isinstance(event, ImagePreview) and event.step < event.num_steps:
             picture = to_png(await service.pixels(event))
             yield about | {
@@ -129,18 +141,9 @@ async def _chunks(
             yield about | {"type": f"{kind}.completed", "b64_json": picture}
 
 
-def _check(body: ImageRequest, service: Service) -> None:
-    size, limits = service.package.image_size_px, service.config
+def _check_size(body: ImageRequest, service: Service) -> None:
+    size = service.package.image_size_px
     if body.size not in (None, "auto", f"{size}x{size}"):
         raise ApiError(
             400, f"size: must be '{size}x{size}', the model's, got {body.size!r}", param="size"
-        )
-    if (body.n or 1) > limits.max_images:
-        raise ApiError(400, f"n: must be at most {limits.max_images}, got {body.n}", param="n")
-    steps = body.num_inference_steps or 0
-    if steps > limits.max_inference_steps:
-        raise ApiError(
-            400,
-            f"num_inference_steps: must be at most {limits.max_inference_steps}, got {steps}",
-            param="num_inference_steps",
         )
