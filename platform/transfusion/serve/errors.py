@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 _TYPES: Mapping[int, str] = {
@@ -17,6 +18,27 @@ _TYPES: Mapping[int, str] = {
     503: "server_error",
 }
 
+
+class ErrorDetail(BaseModel):
+    """What is wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer that is no success."""
+
+    error: ErrorDetail
+
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorAnswer, "description": "The request is at fault, or comes too soon"},
+    "5XX": {"model": ErrorAnswer, "description": "The server is at fault"},
+}
+"""Of every endpoint, as its OpenAPI tells them."""
 
 _PLACES = ("body", "header", "path", "query")
 
@@ -45,13 +67,13 @@ def error_response(error: ApiError) -> JSONResponse:
 
 def error_body(error: ApiError) -> dict[str, Any]:
     """An error as clients read it."""
-    body = {
-        "message": error.message,
-        "type": _TYPES.get(error.status, "invalid_request_error"),
-        "param": error.param,
-        "code": error.code,
-    }
-    return {"error": body}
+    detail = ErrorDetail(
+        message=error.message,
+        type=_TYPES.get(error.status, "invalid_request_error"),
+        param=error.param,
+        code=error.code,
+    )
+    return ErrorAnswer(error=detail).model_dump()
 
 
 def install(app: FastAPI) -> None:

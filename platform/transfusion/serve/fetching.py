@@ -48,16 +48,19 @@ async def look_up(host: str) -> list[str]:
 class PictureFetcher:
     """Gets pictures for requests."""
 
-    def __init__(self, hosts: Sequence[str], *, timeout_s: float, lookup: Lookup = look_up) -> None:
+    def __init__(
+        self, hosts: Sequence[str], *, timeout_s: float, lookup: Lookup | None = None
+    ) -> None:
         """Connects to nothing yet.
 
         Args:
             hosts: Names, with a port where it is not the scheme's. Nothing else is asked.
+            lookup: The system's, unless told.
             timeout_s: Of a picture, from the look-up of its host to its last byte.
         """
         self._hosts = frozenset(hosts)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
-        self._lookup = lookup
+        self._lookup = lookup or look_up
 
     async def fetch(self, address: str, *, max_bytes: int, param: str) -> bytes:
         """What is at an address; whether it is a picture is for its reader to see.
@@ -120,7 +123,7 @@ class PictureFetcher:
             raise _refused(param, "an address must be of printable ASCII, the rest %-encoded")
         if url.scheme not in ("http", "https"):
             raise _refused(param, "an address must be http, https or data:image/...;base64,...")
-        if url.user is not None or url.password is not None or "@" in url.raw_authority:
+        if url.user is not None or url.password is not None:
             raise _refused(param, "an address must hold no user or password")
         if authority not in self._hosts:
             raise _refused(

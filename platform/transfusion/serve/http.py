@@ -9,7 +9,14 @@ from transfusion.serve.endpoints import chat, completions, images, playground, s
 from transfusion.serve.guards import Guard
 from transfusion.serve.service import Service
 
-ENDPOINTS = (chat.routes, images.routes, completions.routes, playground.routes, status.routes, tokens.routes)
+ENDPOINTS = (
+    chat.routes,
+    images.routes,
+    completions.routes,
+    playground.routes,
+    status.routes,
+    tokens.routes,
+)
 
 
 def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
@@ -21,7 +28,7 @@ def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
     app = FastAPI(title="Transfusion", docs_url=None, redoc_url=None)
     errors.install(app)
     for routes in ENDPOINTS:
-        app.include_router(routes(service))
+        app.include_router(routes(service), responses=errors.ERRORS)
     app.add_middleware(
         Guard,
         max_body_bytes=service.config.max_body_bytes,

@@ -35,6 +35,13 @@ def _flatten(values: Any) -> Any:
     return {**nested, **{key: value for key, value in values.items() if key != "extra_body"}}
 
 
+def _tell_extra_body(schema: dict[str, Any]) -> None:
+    schema["properties"]["extra_body"] = {
+        "type": ["object", "null"],
+        "description": "Any of these parameters once more, as OpenAI's client names extensions",
+    }
+
+
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", "auto", {}, [])
 
 
@@ -52,7 +59,9 @@ Unsupported = Annotated[
 class SampleRequest(BaseModel):
     """What all that ask for samples have in common."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=_tell_extra_body
+    )
 
     model: str | None = None
     n: int | None = Field(None, ge=1, le=10)

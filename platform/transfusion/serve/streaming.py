@@ -12,6 +12,14 @@ from transfusion.serve.errors import ApiError, error_body
 
 Chunks = AsyncIterator[Mapping[str, Any]]
 
+STREAM: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer, or with `stream` its pieces as server-sent events",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+"""Of an endpoint that can stream, as its OpenAPI tells it."""
+
 
 async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | JSONResponse:
     """An answer that begins when its first chunk is there: what fails before is an error with its status.

@@ -20,7 +20,7 @@ from transfusion.serve.loop import Events
 from transfusion.serve.pictures import check_count, contents_of, from_bytes, to_png
 from transfusion.serve.schema import ChatRequest, ContentPart
 from transfusion.serve.service import Service, usage
-from transfusion.serve.streaming import Chunks, head, stream
+from transfusion.serve.streaming import STREAM, Chunks, head, stream
 
 DEFAULT_TOKENS = 64
 
@@ -30,7 +30,7 @@ def routes(service: Service) -> APIRouter:
     router, limits = APIRouter(), service.config
     fetcher = PictureFetcher(limits.image_hosts, timeout_s=limits.image_fetch_timeout_s)
 
-    @router.post("/v1/chat/completions", response_model=None)
+    @router.post("/v1/chat/completions", response_model=None, responses=STREAM)
     async def chat(body: ChatRequest, timeout_s: AskedTimeout = None) -> dict[str, Any] | Response:
         service.check_model(body.model)
         deadline = service.deadline(timeout_s)

@@ -14,7 +14,7 @@ from transfusion.serve.deadline import AskedTimeout, Deadline
 from transfusion.serve.errors import ApiError
 from transfusion.serve.schema import CompletionRequest
 from transfusion.serve.service import Service, check_token_ids, usage
-from transfusion.serve.streaming import Chunks, head, stream
+from transfusion.serve.streaming import STREAM, Chunks, head, stream
 
 DEFAULT_TOKENS = 16
 """As OpenAI's: a caller who wants more says so."""
@@ -26,7 +26,7 @@ def routes(service: Service) -> APIRouter:
     """The endpoint's routes."""
     router = APIRouter()
 
-    @router.post("/v1/completions", response_model=None)
+    @router.post("/v1/completions", response_model=None, responses=STREAM)
     async def complete(
         body: CompletionRequest, timeout_s: AskedTimeout = None
     ) -> dict[str, Any] | Response:

@@ -4,12 +4,12 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, File, Form, UploadFile
+from fastapi import APIRouter, File, Form, Request, UploadFile
 from fastapi.responses import Response
 from pydantic import ValidationError
 
 from transfusion.sample.events import ImageDrawn, ImagePreview
-from transfusion.sample.rows import Request
+from transfusion.sample.rows import Request as SampleOf
 from transfusion.serve.asking import params_of
 from transfusion.serve.deadline import AskedTimeout
 from transfusion.serve.errors import ApiError, from_faults
@@ -17,7 +17,7 @@ from transfusion.serve.loop import Events
 from transfusion.serve.pictures import check_count, from_bytes, to_png
 from transfusion.serve.schema import ImageRequest
 from transfusion.serve.service import Service
-from transfusion.serve.streaming import Chunks, stream
+from transfusion.serve.streaming import STREAM, Chunks, stream
 
 IMAGE_GUIDANCE = 1.5
 """Of an edit, unless told otherwise: InstructPix2Pix's (arXiv:2211.09800, section 4)."""
@@ -27,7 +27,7 @@ def routes(service: Service) -> APIRouter:
     """The endpoints' routes."""
     router = APIRouter()
 
-    @router.post("/v1/images/generations", response_model=None)
+    @router.post("/v1/images/generations", response_model=None, responses=STREAM)
     async def generate(
         body: ImageRequest, timeout_s: AskedTimeout = None
     ) -> dict[str, Any] | Response:
@@ -35,6 +35,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/images/edits", response_model=None)
     async def edit(
+        form: Request,
         prompt: Annotated[str, Form()],
         image: Annotated[list[UploadFile] | None, File()] = None,
         images: Annotated[list[UploadFile] | None, File(alias="image[]")] = None,
@@ -64,6 +65,7 @@ def routes(service: Service) -> APIRouter:
         if not uploads:
             raise ApiError(400, "image: must be at least one picture", param="image")
         check_count(len(uploads), service.config, param="image")
+        await _check_names(form, {*given, "image", "image[]", "image_guidance_scale"})
         # A model of codes draws an edit by the guidance of all that is before it.
         scale = None
         if not service.package.num_codes:
@@ -89,7 +91,7 @@ async def _draw(
     _check_size(body, service)
     deadline = service.deadline(timeout_s)
 
-    def prepare() -> list[Request]:
+    def prepare() -> list[SampleOf]:
         each = params_of(
             body,
             service,
@@ -139,6 +141,13 @@ async def _chunks(events: Events, service: Service, kind: str, about: dict[str, 
         elif isinstance(event, ImageDrawn):
             picture = to_png(await service.pixels(event))
             yield about | {"type": f"{kind}.completed", "b64_json": picture}
+
+
+async def _check_names(form: Request, known: set[str]) -> None:
+    """None that is sent is silently ignored, as in JSON."""
+    unknown = sorted(set(await form.form()) - known - {"user"})
+    if unknown:
+        raise ApiError(400, f"{unknown[0]}: is not a parameter of this endpoint", param=unknown[0])
 
 
 def _check_size(body: ImageRequest, service: Service) -> None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.responses import Response
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from transfusion.serve.service import Service
@@ -19,7 +19,7 @@ def routes(service: Service) -> APIRouter:
         told = {"status": "ok", "model": package.name, "queued": service.loop.num_queued}
         return told | ({"refused": service.refused} if service.refused else {})
 
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
