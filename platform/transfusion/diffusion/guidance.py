@@ -7,7 +7,7 @@ from torch import Tensor
 def guide(
     conditional: Float[Tensor, "*shape"],
     unconditional: Float[Tensor, "*shape"],
-    scale: float,
+    scale: float | Tensor,
 ) -> Float[Tensor, "*shape"]:
     """Moves away from the unconditional prediction: 1 leaves the conditional one, 0 the unconditional.
 
@@ -21,8 +21,8 @@ def guide_edit(
     of_image: Float[Tensor, "*shape"],
     of_nothing: Float[Tensor, "*shape"],
     *,
-    text_scale: float,
-    image_scale: float,
+    text_scale: float | Tensor,
+    image_scale: float | Tensor,
 ) -> Float[Tensor, "*shape"]:
     """Moves towards the image that is edited, and from there towards what the instruction says.
 

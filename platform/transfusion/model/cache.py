@@ -13,16 +13,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.utils.rnn import pad_sequence
 
 from transfusion.model.attention import Attend
 from transfusion.model.config import ModelConfig
 
 FEW_QUERIES = 64
 """Of a sequence. Up to so many, gathering keys for one padded call costs a CPU less than a call for each."""
+
+LIKE_LENGTH = 0.75
+"""Of a sequence against the first of its call: padding costs what keys do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +82,8 @@ class _Group:
     size: int
     num: int
     keys: Int[Tensor, " bk"] | slice
-    mask: Bool[Tensor, "b 1 q k"] | None
+    bias: Float[Tensor, "b 1 q k"] | None
+    """Added to the scores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,20 +102,24 @@ class RaggedStep:
 
         Args:
             together: Neighbours with equally many queries attend in one padded call, rather than one by one. When
-                left out: on CUDA, where a call costs more than padding; on CPU where each has few queries.
+                left out: on CUDA, where a call costs more than padding; on CPU those of like length, where each has few queries.
         """
-        device = cache.keys.device
+        device, dtype = cache.keys.device, cache.keys.dtype
         write = torch.cat([one.slots[len(one.slots) - one.num :] for one in queries])
+        if together is None:
+            together = True if device.type == "cuda" else None
         groups: list[_Group] = []
         start = index = 0
         while index < len(queries):
-            num, until = queries[index].num, index + 1
-            if (device.type == "cuda" or num <= FEW_QUERIES) if together is None else together:
-                while until < len(queries) and queries[until].num == num:
-                    until += 1
+            until = index + 1
+            while until < len(queries) and _joins(queries[until], queries[index], together):
+                until += 1
             members = queries[index:until]
-            rows = slice(start, start + num * len(members))
-            groups.append(_alone(members[0], rows) if len(members) == 1 else _padded(members, rows))
+            rows = slice(start, start + members[0].num * len(members))
+            alone = len(members) == 1
+            groups.append(
+                _alone(members[0], rows, dtype) if alone else _padded(members, rows, dtype)
+            )
             start, index = rows.stop, until
         return cls(
             cache=cache,
@@ -131,6 +140,14 @@ class RaggedStep:
         return attend
 
 
+def _joins(one: Queries, first: Queries, together: bool | None) -> bool:
+    """Whether a neighbour attends in the call of the first of them."""
+    if one.num != first.num or together is not None:
+        return one.num == first.num and bool(together)
+    shorter, longer = sorted((len(one.slots), len(first.slots)))
+    return one.num <= FEW_QUERIES and shorter >= LIKE_LENGTH * longer
+
+
 def _attend(q: Tensor, keys: Tensor, values: Tensor, group: _Group) -> Tensor:
     """What a group's queries see: 1 h n e."""
     of_group = rearrange(q[:, :, group.rows], "1 h (b q) e -> b h q e", b=group.size)
@@ -139,7 +156,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, group: _Group) -> Tensor:
         for stored in (keys, values)
     )
     seen = scaled_dot_product_attention(
-        of_group, k, v, attn_mask=group.mask, enable_gqa=k.shape[1] != of_group.shape[1]
+        of_group, k, v, attn_mask=group.bias, enable_gqa=k.shape[1] != of_group.shape[1]
     )
     return rearrange(seen, "b h q e -> 1 h (b q) e")
 
@@ -148,39 +165,40 @@ def _stored(stored: Tensor, keys: Tensor | slice) -> Tensor:
     return stored[keys] if isinstance(keys, slice) else stored.index_select(0, keys)
 
 
-def _alone(one: Queries, rows: slice) -> _Group:
+def _alone(one: Queries, rows: slice, dtype: torch.dtype) -> _Group:
     length = len(one.slots)
-    mask = None
+    bias = None
     if one.hi is not None:
-        mask = rearrange(_below(length, rearrange(one.hi, "q -> 1 q")), "1 q k -> 1 1 q k")
+        bias = _bias(length, rearrange(one.hi, "q -> 1 q"), dtype)
     keys: Tensor | slice = one.slots
     if one.is_run:
         first = int(one.slots[0])
         keys = slice(first, first + length)
-    return _Group(rows=rows, size=1, num=one.num, keys=keys, mask=mask)
+    return _Group(rows=rows, size=1, num=one.num, keys=keys, bias=bias)
 
 
-def _padded(members: Sequence[Queries], rows: slice) -> _Group:
+def _padded(members: Sequence[Queries], rows: slice, dtype: torch.dtype) -> _Group:
     """Padding is slot 0 of the cache, whatever it holds: no query sees it."""
-    num, longest = members[0].num, max(len(one.slots) for one in members)
-    keys = torch.zeros((len(members), longest), dtype=torch.long)
-    hi = torch.empty((len(members), num), dtype=torch.long)
+    num, lengths = members[0].num, torch.tensor([len(one.slots) for one in members])
+    keys = pad_sequence([one.slots for one in members], batch_first=True)
+    hi = repeat(lengths, "b -> b q", q=num).clone()
     for index, one in enumerate(members):
-        keys[index, : len(one.slots)] = one.slots
-        hi[index] = len(one.slots) if one.hi is None else one.hi
-    mask = (
-        None if bool((hi == longest).all()) else rearrange(_below(longest, hi), "b q k -> b 1 q k")
-    )
-    return _Group(rows=rows, size=len(members), num=num, keys=keys.flatten(), mask=mask)
+        if one.hi is not None:
+            hi[index] = one.hi
+    longest = keys.shape[1]
+    bias = None if bool((hi == longest).all()) else _bias(longest, hi, dtype)
+    return _Group(rows=rows, size=len(members), num=num, keys=keys.flatten(), bias=bias)
 
 
-def _below(length: int, hi: Int[Tensor, "b q"]) -> Bool[Tensor, "b q k"]:
-    return torch.arange(length) < rearrange(hi, "b q -> b q 1")
+def _bias(length: int, hi: Int[Tensor, "b q"], dtype: torch.dtype) -> Float[Tensor, "b 1 q k"]:
+    """0 below `hi`, -inf from there on; as numbers, since attention would make them of a mask in every layer."""
+    hidden = torch.arange(length) >= rearrange(hi, "b q -> b 1 q 1")
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
 
 
 def _on(group: _Group, device: torch.device) -> _Group:
     if device.type == "cpu":
         return group
     keys = group.keys if isinstance(group.keys, slice) else group.keys.to(device)
-    mask = None if group.mask is None else group.mask.to(device)
-    return _Group(rows=group.rows, size=group.size, num=group.num, keys=keys, mask=mask)
+    bias = None if group.bias is None else group.bias.to(device)
+    return _Group(rows=group.rows, size=group.size, num=group.num, keys=keys, bias=bias)

@@ -33,7 +33,8 @@ class StepBatch:
     pad: int
     num_rows: int = 0
     ids: list[int] = field(default_factory=list)
-    positions: list[Tensor] = field(default_factory=list)
+    shifts: list[int] = field(default_factory=list)
+    """From rows to position ids, of each of the queries."""
     queries: list[Queries] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     timesteps: list[int] = field(default_factory=list)
@@ -68,7 +69,7 @@ class StepBatch:
         if stop > sequence.room:
             raise ValueError(f"a sequence has {sequence.room} slots, {stop} are needed")
         self.ids.extend(ids)
-        self.positions.append(torch.arange(start + sequence.offset, stop + sequence.offset))
+        self.shifts.append(start + sequence.offset - first)
         self.queries.append(
             Queries(slots=sequence.slots[:stop], num=len(ids), is_run=sequence.is_run, hi=hi)
         )
@@ -98,8 +99,13 @@ class StepBatch:
             )
         out = model.transform(
             hidden,
-            position_ids=torch.cat(self.positions)[None].to(device),
+            position_ids=self._positions()[None].to(device),
             attention=RaggedStep.plan(cache, self.queries),
             images=patch_rows,
         )
         return Passed(hidden=out[0], encoded=encoded)
+
+    def _positions(self) -> Int[Tensor, " n"]:
+        nums = torch.tensor([one.num for one in self.queries])
+        shifts = torch.tensor(self.shifts).repeat_interleave(nums, output_size=self.num_rows)
+        return torch.arange(self.num_rows) + shifts

@@ -10,18 +10,15 @@ Axes: k = branches of a step, c h w = latent.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transfusion.diffusion.guidance import guide, guide_edit
-from transfusion.diffusion.schedules import noise_path
-from transfusion.diffusion.solvers import make_solver, solver_input
-from transfusion.diffusion.targets import clean_and_noise
+from transfusion.diffusion.guidance import guide
 from transfusion.package.format import PackageConfig
 from transfusion.sample.batch import StepBatch
+from transfusion.sample.cohort import Cohort, timesteps_of
 from transfusion.sample.pages import PagedSequence
 from transfusion.sample.params import SamplingParams
 
@@ -65,34 +62,36 @@ class LatentDrawing:
     """Number among the images of the step under way."""
     first_rows: list[int] = field(default_factory=list)
     """Of each branch's patches in the step under way."""
-    solver: Any = None
-    state: Tensor = field(default_factory=lambda: torch.empty(0))
-    clean: Tensor | None = None
+    latent: Float[Tensor, "c h w"] = field(default_factory=lambda: torch.empty(0, 0, 0))
+    """Noise, and less of it with every step."""
+    timesteps: tuple[int, ...] = ()
+    cohort: Cohort | None = None
+    """With whom it is stepped, from its first step on."""
+    place: int = 0
+    """In its cohort."""
+    clean: Float[Tensor, "c h w"] | None = None
     """What the last step took for the image, where previews are asked for."""
 
     def __post_init__(self) -> None:
         params, config = self.params, self.config
-        self.solver = make_solver(
-            params.solver, num_steps=params.num_inference_steps, noise=config.noise
-        )
-        # Solvers multiply by tables that they keep in the dtype of the betas: the state stays fp32.
-        self.state = draw_noise([self.generator], config.latent_shape).to(self.device)
+        self.timesteps = timesteps_of(params.solver, params.num_inference_steps, config.noise)
+        self.latent = draw_noise([self.generator], config.latent_shape)[0].to(self.device)
 
     @property
     def is_done(self) -> bool:
         """Whether the latent is clean."""
-        return self.step == len(self.solver.timesteps)
+        return self.step == len(self.timesteps)
 
     @property
     def timestep(self) -> int:
-        """Of the step under way: the model knows integers only."""
-        return round(float(self.solver.timesteps[self.step]))
+        """Of the step under way."""
+        return self.timesteps[self.step]
 
     @property
     def preview(self) -> Float[Tensor, "c h w"] | None:
         """What the image would be if it were clean now, after the steps that are told of."""
         every = self.params.preview_every
-        return self.clean[0] if self.clean is not None and self.step % every == 0 else None
+        return self.clean if self.clean is not None and self.step % every == 0 else None
 
     def _used(self) -> list[Branch]:
         """The branches that the step under way needs, the conditional one first."""
@@ -107,55 +106,32 @@ class LatentDrawing:
         return [branches.full, *middle, branches.of_nothing]
 
     def plan(self, batch: StepBatch) -> None:
-        """Reads the noisy image in every branch."""
-        special, num_patches = self.config.special, self.config.num_patches
-        self.image = batch.add_image(self.state[0], self.timestep)
-        self.first_rows = []
-        for branch in self._used():
-            opening = int(not branch.is_open)
-            start = branch.sequence.length
-            stop = start + opening + num_patches
-            hi = None
-            if self.config.layout.image_attention == "causal":
-                hi = torch.arange(start, stop) + 1
-            elif opening:
-                hi = torch.full((1 + num_patches,), stop)
-                hi[0] = start + 1
-            ids = [special.boi] * opening + [special.pad] * num_patches
-            row = batch.add(branch.sequence, ids, images=[(self.image, opening)], hi=hi, keep=False)
-            self.first_rows.append(row + opening)
-            # BOI stays; the patches will be written over.
-            branch.sequence.length += opening
-            branch.is_open = True
+        """Reads the noisy image behind the whole prompt."""
+        self.image = batch.add_image(self.latent, self.timestep)
+        self.first_rows = [self._read(batch, self.branches.full)]
 
-    def take(self, decoded: Float[Tensor, "k c2 h w"]) -> None:
-        """Goes on by what each branch predicts."""
-        params, channels = self.params, self.state.shape[1]
-        timestep = self.solver.timesteps[self.step]
-        predicted, variance = decoded[:, :channels], decoded[:1, channels:]
-        # Any target is linear in the noise, given x_t: to guide it is to guide the noise.
-        full, *others = predicted.split(1)
-        if len(others) == 2:
-            assert params.image_guidance_scale is not None
-            full = guide_edit(
-                full,
-                *others,
-                text_scale=params.guidance_scale,
-                image_scale=params.image_guidance_scale,
-            )
-        elif others:
-            full = guide(full, others[0], params.guidance_scale)
-        if params.preview_every:
-            noise = self.config.noise
-            times = torch.tensor([self.timestep], device=self.device)
-            path = noise_path(noise.schedule, noise.num_timesteps)
-            self.clean, _ = clean_and_noise(noise.target, full, self.state, times, path)
-        # Guided or not, the variance is the conditional branch's: so in GLIDE's sampler, DiT's and MonoFormer's.
-        is_last = self.step + 1 == len(self.solver.timesteps)
-        given = solver_input(params.solver, full, variance, is_last=is_last)
-        noise_of = {"generator": [self.generator]} if params.solver == "ddpm" else {}
-        self.state = self.solver.step(given, timestep, self.state, **noise_of).prev_sample
-        self.step += 1
+    def plan_guidance(self, batch: StepBatch) -> None:
+        """Reads it in the other branches."""
+        self.first_rows.extend(self._read(batch, branch) for branch in self._used()[1:])
+
+    def _read(self, batch: StepBatch, branch: Branch) -> int:
+        """Returns the row of the first patch."""
+        special, num_patches = self.config.special, self.config.num_patches
+        opening = int(not branch.is_open)
+        start = branch.sequence.length
+        stop = start + opening + num_patches
+        hi = None
+        if self.config.layout.image_attention == "causal":
+            hi = torch.arange(start, stop) + 1
+        elif opening:
+            hi = torch.full((1 + num_patches,), stop)
+            hi[0] = start + 1
+        ids = [special.boi] * opening + [special.pad] * num_patches
+        row = batch.add(branch.sequence, ids, images=[(self.image, opening)], hi=hi, keep=False)
+        # BOI stays; the patches will be written over.
+        branch.sequence.length += opening
+        branch.is_open = True
+        return row + opening
 
 
 @dataclass(slots=True)
@@ -185,18 +161,23 @@ class CodeDrawing:
         return len(self.codes) == self.config.num_patches
 
     def plan(self, batch: StepBatch) -> None:
-        """Reads the code that was drawn last, or what opens an image, in every branch."""
+        """Reads the code that was drawn last, or what opens an image."""
+        self.rows = [self._read(batch, self.branches.full)]
+
+    def plan_guidance(self, batch: StepBatch) -> None:
+        """Reads it in the other branch."""
+        if self.branches.of_nothing is not None:
+            self.rows.append(self._read(batch, self.branches.of_nothing))
+
+    def _read(self, batch: StepBatch, branch: Branch) -> int:
+        """Returns the last row."""
         special = self.config.special
-        self.rows = []
-        for branch in (self.branches.full, self.branches.of_nothing):
-            if branch is None:
-                continue
-            ids = [special.first_code + self.codes[-1]] if branch.is_open else [special.boi]
-            if not branch.sequence.length:
-                ids = [special.bos, *ids]
-            hi = branch.sequence.length + 1 + torch.arange(len(ids)) if len(ids) > 1 else None
-            self.rows.append(batch.add(branch.sequence, ids, hi=hi) + len(ids) - 1)
-            branch.is_open = True
+        ids = [special.first_code + self.codes[-1]] if branch.is_open else [special.boi]
+        if not branch.sequence.length:
+            ids = [special.bos, *ids]
+        hi = branch.sequence.length + 1 + torch.arange(len(ids)) if len(ids) > 1 else None
+        branch.is_open = True
+        return batch.add(branch.sequence, ids, hi=hi) + len(ids) - 1
 
     def scores(self, scores: Float[Tensor, "k v"]) -> Float[Tensor, " v"]:
         """Of the next code, guided."""

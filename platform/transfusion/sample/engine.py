@@ -11,19 +11,18 @@ many as it can come to need, so what was begun is never turned out. Caps on toke
 row's draws come from its own generator, so that company changes nothing but the last bits.
 
 Where images are tokens, an image is drawn as codes, and codes come in no other place.
-Axes: n = rows of the step, d = width.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 
 from transfusion.model.cache import PagedCache
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.format import PackageConfig
 from transfusion.sample.batch import Passed, StepBatch
+from transfusion.sample.denoising import denoise
 from transfusion.sample.drawing import CodeDrawing, LatentDrawing
 from transfusion.sample.events import Ended, Event, ImagePreview, Result
 from transfusion.sample.jobs import Admission, Job, Listener
@@ -139,10 +138,7 @@ class Engine:
         rows = [job.row for job in self._active if job.row is not None]
         if not rows:
             return False
-        for row in rows:
-            before = batch.num_rows
-            row.plan(batch, self.cache)
-            row.num_read += batch.num_rows - before
+        self._plan(batch, rows)
         passed = batch.forward(self.model, self.cache) if batch.num_rows else None
         for job in self._active:
             if job.row is not None and job.row.state == "fork":
@@ -157,12 +153,21 @@ class Engine:
         self._leave()
         return True
 
+    def _plan(self, batch: StepBatch, rows: Sequence[Row]) -> None:
+        """Lays out what is read: those of like length side by side, for they attend together."""
+        ordered = sorted(rows, key=lambda row: (row.drawing is not None, row.sequence.length))
+        for plan in (lambda row: row.plan(batch, self.cache), lambda row: row.plan_guidance(batch)):
+            for row in ordered:
+                before = batch.num_rows
+                plan(row)
+                row.num_read += batch.num_rows - before
+
     def _advance_images(self, rows: Sequence[Row], passed: Passed) -> None:
         drawings = [row.drawing for row in rows if row.drawing is not None]
         if codes := [one for one in drawings if isinstance(one, CodeDrawing)]:
             self._tokens.sample_codes(codes, passed.hidden)
         if latents := [one for one in drawings if isinstance(one, LatentDrawing)]:
-            self._denoise(latents, passed)
+            denoise(self.model, self.config, latents, passed)
         for row in rows:
             drawing = row.drawing
             if isinstance(drawing, LatentDrawing) and (clean := drawing.preview) is not None:
@@ -171,24 +176,6 @@ class Engine:
             if drawing is not None and drawing.is_done:
                 row.end_image()
                 self.counts.images += 1
-
-    def _denoise(self, drawings: Sequence[LatentDrawing], passed: Passed) -> None:
-        """One step of every image: the way out of the transformer once for all branches."""
-        assert passed.encoded is not None
-        num_patches = passed.encoded.patches.shape[1]
-        first = torch.tensor([row for one in drawings for row in one.first_rows])
-        images = torch.tensor([one.image for one in drawings for _ in one.first_rows])
-        times = torch.tensor([one.timestep for one in drawings for _ in one.first_rows])
-        where = rearrange(first, "k -> k 1") + torch.arange(num_patches)
-        decoded = self.model.decode_images(
-            passed.hidden[where.to(self.device)],
-            times.to(self.device),
-            passed.encoded.of(images.to(self.device)),
-        ).float()
-        for one, of_one in zip(
-            drawings, decoded.split([len(one.first_rows) for one in drawings]), strict=True
-        ):
-            one.take(of_one)
 
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._active if job.is_cancelled]:

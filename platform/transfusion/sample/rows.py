@@ -193,6 +193,11 @@ class Row:
                 cache.copy(self.sequence.slots[slots], self.others[0].slots[slots])
             self.drawing.plan(batch)
 
+    def plan_guidance(self, batch: StepBatch) -> None:
+        """What is read in the other branches of guidance: behind all conditional ones, for these are of one length."""
+        if self.drawing is not None and self.state == "image":
+            self.drawing.plan_guidance(batch)
+
     def begin_text(self, passed: Passed | None) -> bool:
         """Whether a token comes next; otherwise an image is begun where the prompt asks for one at once."""
         if self.last_row is not None and passed is not None:
@@ -296,7 +301,7 @@ class Row:
             side = (self.config.latent_height, self.config.latent_width)
             latent = torch.tensor(drawing.codes, device=self.device).view(1, *side)
         else:
-            latent = drawing.state[0]
+            latent = drawing.latent
         part = ImagePart(latent)
         self.parts.append(part)
         self.num_images += 1
