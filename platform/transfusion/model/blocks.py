@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transfusion.model.attention import Attend
 from transfusion.model.config import ModelConfig
 from transfusion.model.modalities import Rows, each_by_its_own
+from transfusion.model.norm import RMSNorm
 
 
 class Rotation(NamedTuple):
@@ -41,7 +42,14 @@ def rotation(
 
 def rotate(x: Float[Tensor, "b h n e"], by: Rotation) -> Float[Tensor, "b h n e"]:
     """Turns each pair of coordinates by its position's angle."""
-    return torch.addcmul(x * by.cos, x.roll(x.shape[-1] // 2, dims=-1), by.sin)
+    half = x.shape[-1] // 2
+    if not x.is_inference():
+        return torch.addcmul(x * by.cos, x.roll(half, dims=-1), by.sin)
+    # The same without a rolled copy: in place, which a derivative would have to undo.
+    turned = x * by.cos
+    turned[..., :half].addcmul_(x[..., half:], by.sin[..., :half])
+    turned[..., half:].addcmul_(x[..., :half], by.sin[..., half:])
+    return turned
 
 
 class Attention(nn.Module):
@@ -54,8 +62,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.dim, heads * config.head_dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
         normed = config.qk_norm == "rms"
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if normed else None
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.norm_eps) if normed else None
+        self.q_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if normed else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.norm_eps) if normed else None
 
     def heads(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows all"]:
         """Queries, keys and values, head after head."""
@@ -82,6 +90,8 @@ class SwiGLU(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Source: Shazeer 2020, arXiv:2002.05202."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
+        if gate.is_inference():
+            return self.out(F.silu(gate).mul_(up))
         return self.out(F.silu(gate) * up)
 
 
@@ -91,9 +101,9 @@ class Layer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.attention_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config)
-        self.ffn_norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.ffn = SwiGLU(config)
 
     def heads(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows all"]:

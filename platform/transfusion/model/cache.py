@@ -11,6 +11,7 @@ q = queries of a sequence, k = keys of a sequence.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from einops import rearrange, repeat
@@ -74,6 +75,36 @@ class Queries:
 
 
 @dataclass(frozen=True, slots=True)
+class _Gathered:
+    """Slots from anywhere: they are copied."""
+
+    slots: Int[Tensor, "b k"]
+
+    def of(self, stored: Float[Tensor, "s g e"]) -> Float[Tensor, "b k g e"]:
+        """The slots' keys or values."""
+        return stored[self.slots]
+
+
+@dataclass(frozen=True, slots=True)
+class _InPlace:
+    """Sequences that each lie in one run, as far from each other: they are read where they are."""
+
+    first: int
+    step: int
+    shape: tuple[int, int]
+    """Sequences, slots of each."""
+
+    def of(self, stored: Float[Tensor, "s g e"]) -> Float[Tensor, "b k g e"]:
+        """The slots' keys or values; a view of them."""
+        slot, *within = stored.stride()
+        return stored.as_strided(
+            (*self.shape, *stored.shape[1:]),
+            (self.step * slot, slot, *within),
+            stored.storage_offset() + self.first * slot,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class _Group:
     """Sequences whose attention is one call."""
 
@@ -81,7 +112,7 @@ class _Group:
     """Their queries in the step."""
     size: int
     num: int
-    keys: Int[Tensor, " bk"] | slice
+    keys: _Gathered | _InPlace
     bias: Float[Tensor, "b 1 q k"] | None
     """Added to the scores."""
 
@@ -102,12 +133,13 @@ class RaggedStep:
 
         Args:
             together: Neighbours with equally many queries attend in one padded call, rather than one by one. When
-                left out: on CUDA, where a call costs more than padding; on CPU those of like length, where each has few queries.
+                left out: on CUDA, where a call costs more than padding; on CPU where few queries each
+                see about as many keys.
         """
-        device, dtype = cache.keys.device, cache.keys.dtype
+        device = cache.keys.device
         write = torch.cat([one.slots[len(one.slots) - one.num :] for one in queries])
-        if together is None:
-            together = True if device.type == "cuda" else None
+        if together is None and device.type == "cuda":
+            together = True
         groups: list[_Group] = []
         start = index = 0
         while index < len(queries):
@@ -116,10 +148,7 @@ class RaggedStep:
                 until += 1
             members = queries[index:until]
             rows = slice(start, start + members[0].num * len(members))
-            alone = len(members) == 1
-            groups.append(
-                _alone(members[0], rows, dtype) if alone else _padded(members, rows, dtype)
-            )
+            groups.append(_group(members, rows, cache))
             start, index = rows.stop, until
         return cls(
             cache=cache,
@@ -135,7 +164,9 @@ class RaggedStep:
             keys.index_copy_(0, self.write, rearrange(k, "1 g n e -> n g e").to(keys.dtype))
             values.index_copy_(0, self.write, rearrange(v, "1 g n e -> n g e").to(values.dtype))
             seen = [_attend(q, keys, values, group) for group in self.groups]
-            return torch.cat(seen, dim=2) if len(seen) > 1 else seen[0]
+            # Heads last, as attention wrote them and as the block reads them.
+            together = torch.cat(seen, dim=1) if len(seen) > 1 else seen[0]
+            return rearrange(together, "1 n h e -> 1 h n e")
 
         return attend
 
@@ -143,51 +174,52 @@ class RaggedStep:
 def _joins(one: Queries, first: Queries, together: bool | None) -> bool:
     """Whether a neighbour attends in the call of the first of them."""
     if one.num != first.num or together is not None:
-        return one.num == first.num and bool(together)
+        return one.num == first.num and together is True
     shorter, longer = sorted((len(one.slots), len(first.slots)))
     return one.num <= FEW_QUERIES and shorter >= LIKE_LENGTH * longer
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, group: _Group) -> Tensor:
-    """What a group's queries see: 1 h n e."""
+    """What a group's queries see: 1 n h e."""
     of_group = rearrange(q[:, :, group.rows], "1 h (b q) e -> b h q e", b=group.size)
     k, v = (
-        rearrange(_stored(stored, group.keys), "(b k) g e -> b g k e", b=group.size).to(q.dtype)
+        rearrange(group.keys.of(stored), "b k g e -> b g k e").to(q.dtype)
         for stored in (keys, values)
     )
     seen = scaled_dot_product_attention(
         of_group, k, v, attn_mask=group.bias, enable_gqa=k.shape[1] != of_group.shape[1]
     )
-    return rearrange(seen, "b h q e -> 1 h (b q) e")
+    return rearrange(seen, "b h q e -> 1 (b q) h e")
 
 
-def _stored(stored: Tensor, keys: Tensor | slice) -> Tensor:
-    return stored[keys] if isinstance(keys, slice) else stored.index_select(0, keys)
-
-
-def _alone(one: Queries, rows: slice, dtype: torch.dtype) -> _Group:
-    length = len(one.slots)
+def _group(members: Sequence[Queries], rows: slice, cache: PagedCache) -> _Group:
+    """One sequence, or several with equally many queries, padded to the longest."""
+    num, lengths = members[0].num, [len(one.slots) for one in members]
+    longest = max(lengths)
     bias = None
-    if one.hi is not None:
-        bias = _bias(length, rearrange(one.hi, "q -> 1 q"), dtype)
-    keys: Tensor | slice = one.slots
-    if one.is_run:
-        first = int(one.slots[0])
-        keys = slice(first, first + length)
-    return _Group(rows=rows, size=1, num=one.num, keys=keys, bias=bias)
+    if min(lengths) < longest or any(one.hi is not None for one in members):
+        hi = repeat(torch.tensor(lengths), "b -> b q", q=num).clone()
+        for index, one in enumerate(members):
+            if one.hi is not None:
+                hi[index] = one.hi
+        bias = _bias(longest, hi, cache.keys.dtype)
+    return _Group(
+        rows=rows,
+        size=len(members),
+        num=num,
+        keys=_where(members, longest, num_slots=cache.keys.shape[1]),
+        bias=bias,
+    )
 
 
-def _padded(members: Sequence[Queries], rows: slice, dtype: torch.dtype) -> _Group:
-    """Padding is slot 0 of the cache, whatever it holds: no query sees it."""
-    num, lengths = members[0].num, torch.tensor([len(one.slots) for one in members])
-    keys = pad_sequence([one.slots for one in members], batch_first=True)
-    hi = repeat(lengths, "b -> b q", q=num).clone()
-    for index, one in enumerate(members):
-        if one.hi is not None:
-            hi[index] = one.hi
-    longest = keys.shape[1]
-    bias = None if bool((hi == longest).all()) else _bias(longest, hi, dtype)
-    return _Group(rows=rows, size=len(members), num=num, keys=keys.flatten(), bias=bias)
+def _where(members: Sequence[Queries], longest: int, *, num_slots: int) -> _Gathered | _InPlace:
+    """Padding is what follows a sequence, or slot 0, whatever is there: no query sees it."""
+    if all(one.is_run for one in members):
+        firsts = [int(one.slots[0]) for one in members]
+        steps = {after - before for before, after in pairwise(firsts)} or {longest}
+        if len(steps) == 1 and min(steps) >= 0 and firsts[-1] + longest <= num_slots:
+            return _InPlace(firsts[0], steps.pop(), (len(members), longest))
+    return _Gathered(pad_sequence([one.slots for one in members], batch_first=True))
 
 
 def _bias(length: int, hi: Int[Tensor, "b q"], dtype: torch.dtype) -> Float[Tensor, "b 1 q k"]:
@@ -199,6 +231,8 @@ def _bias(length: int, hi: Int[Tensor, "b q"], dtype: torch.dtype) -> Float[Tens
 def _on(group: _Group, device: torch.device) -> _Group:
     if device.type == "cpu":
         return group
-    keys = group.keys if isinstance(group.keys, slice) else group.keys.to(device)
+    keys = group.keys
+    if isinstance(keys, _Gathered):
+        keys = _Gathered(keys.slots.to(device))
     bias = None if group.bias is None else group.bias.to(device)
     return _Group(rows=group.rows, size=group.size, num=group.num, keys=keys, bias=bias)

@@ -23,6 +23,7 @@ from transfusion.model.config import ModelConfig
 from transfusion.model.images import EncodedImages
 from transfusion.model.initial import initialize
 from transfusion.model.modalities import Rows, each_by_its_own
+from transfusion.model.norm import RMSNorm
 from transfusion.model.positions import sinusoid_2d
 from transfusion.model.skip import NoisySkip
 from transfusion.sequence.batch import PackedBatch
@@ -74,9 +75,9 @@ class TransfusionModel(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.dim)
         self.down = DOWN[config.adapter](config, latent_channels)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.RMSNorm(config.dim, eps=config.norm_eps)
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
         own = config.weights == "by_modality"
-        self.image_norm = nn.RMSNorm(config.dim, eps=config.norm_eps) if own else None
+        self.image_norm = RMSNorm(config.dim, eps=config.norm_eps) if own else None
         predicted = latent_channels * (1 if variance == "fixed" else 2)
         self.up = UP[config.adapter](config, predicted)
         self.skip = NoisySkip(latent_channels) if config.noisy_skip == "gated" else None

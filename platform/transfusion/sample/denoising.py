@@ -66,8 +66,8 @@ def _guided(
 ) -> Float[Tensor, "m c2 h w"]:
     """What each image goes on by.
 
-    Any target is linear in the noise, given x_t: to guide it is to guide the noise. The variance is the conditional
-    branch's, guided or not: so in GLIDE's sampler, DiT's and MonoFormer's.
+    Any target is linear in the noise, given x_t: to guide it is to guide the noise. The variance is the
+    conditional branch's, guided or not: so in GLIDE's sampler, DiT's and MonoFormer's.
     """
     device = decoded.device
     firsts, start = [], 0

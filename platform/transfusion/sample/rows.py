@@ -194,7 +194,7 @@ class Row:
             self.drawing.plan(batch)
 
     def plan_guidance(self, batch: StepBatch) -> None:
-        """What is read in the other branches of guidance: behind all conditional ones, for these are of one length."""
+        """What is read in the other branches of guidance, behind all conditional ones: these are of one length."""
         if self.drawing is not None and self.state == "image":
             self.drawing.plan_guidance(batch)
 
