@@ -24,6 +24,7 @@ NAMES = (
     "attention",
     "loader",
     "sampler",
+    "mixing",
     "encode",
     "decode",
     "planning",

@@ -27,7 +27,7 @@ def main() -> int:
         return 2
     import torch
 
-    from tests.benchmarks import gpu_checks, gpu_sampling, gpu_training
+    from tests.benchmarks import gpu_checks, gpu_encoding, gpu_sampling, gpu_training
     from tests.benchmarks.gpu_device import Device, describe
     from tests.benchmarks.measure import Result
     from tests.benchmarks.table import show
@@ -50,8 +50,8 @@ def main() -> int:
         "attention": lambda: gpu_training.attention(device, setting),
         "training": lambda: gpu_training.training(device, setting, compiled=False),
         "training, blocks compiled": lambda: gpu_training.training(device, setting, compiled=True),
-        "sampling": lambda: gpu_sampling.sampling(device, setting),
-        "encoding": lambda: gpu_sampling.encoding(
+        "sampling": lambda: gpu_sampling.sampling(device, setting, counts=arguments.counts),
+        "encoding": lambda: gpu_encoding.encoding(
             device, setting, image_size_px=arguments.image_size
         ),
     }
@@ -90,6 +90,13 @@ def _arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=4096, help="positions of a sequence")
     parser.add_argument("--rounds", type=int, default=6, help="turns of each side")
     parser.add_argument("--image-size", type=int, default=256, help="pixels, of what is encoded")
+    parser.add_argument(
+        "--counts",
+        type=int,
+        nargs="+",
+        default=[1, 2, 4, 8, 16, 32],
+        help="images, or texts, that are sampled at a time",
+    )
     parser.add_argument(
         "--only", action="append", default=[], metavar="PART", help="may be repeated"
     )

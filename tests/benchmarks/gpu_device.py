@@ -21,7 +21,7 @@ class Device:
 
     def turns(self, runs: Mapping[str, Callable[[], Any]], *, rounds: int) -> Turns:
         """Seconds on the clock of the wall, the device's work included."""
-        return take_turns(runs, rounds=rounds, clock=self._now)
+        return take_turns(runs, rounds=rounds, clock=self.now)
 
     def free(self) -> None:
         """Gives cached memory back; the next peak is counted anew."""
@@ -33,7 +33,8 @@ class Device:
         """Most memory that was taken since `free`."""
         return torch.cuda.max_memory_allocated() / 2**30 if self.is_cuda else 0.0
 
-    def _now(self) -> float:
+    def now(self) -> float:
+        """Seconds on the clock of the wall when all that was asked of the device is done."""
         if self.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter()

@@ -1,6 +1,8 @@
 """lucidrains' transfusion-pytorch, where it is installed: the public implementation that we are timed beside."""
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,3 +85,40 @@ def make_step(model: Any, batch: list[list[Tensor]]) -> Callable[[], None]:
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+def sampling(
+    model: Any, size: Size, method: str, kind: str, count: int, *, prefix: int, length: int
+) -> Callable[[], None]:
+    """Samples `count` images of `length` evaluations, two a midpoint step, or texts of as many tokens.
+
+    Args:
+        method: `sample_one`, which runs whole sequences; that with a cache; or `sample_many`.
+        prefix: Positions of the prompt, its first token included.
+    """
+    if importlib.util.find_spec("loguru"):
+        from loguru import logger
+
+        logger.disable("transfusion_pytorch")
+    prompt = torch.arange(prefix - 1)
+    given: dict[str, Any] = (
+        {
+            "force_modality_at_start": (0, (size.side, size.side)),
+            "modality_steps": 1 + length // 2,
+            "max_length": size.side**2 - 1,
+            "cfg_scale": 3.0,
+        }
+        if kind == "image"
+        else {"max_length": length - 1, "text_temperature": 0.0}
+    )
+
+    def sample() -> None:
+        with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
+            if method == "sample_many":
+                model.sample_many([prompt] * count, **given)
+                return
+            cached = {"cache_kv": True} if method.endswith("with a cache") else {}
+            for _ in range(count):
+                model.sample_one(prompt, **cached, **given)
+
+    return sample

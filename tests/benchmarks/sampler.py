@@ -1,8 +1,6 @@
 """Sampling: tokens that pass the transformer beside the least that could, and seconds beside the bare products."""
 
 import contextlib
-import importlib.util
-import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +24,9 @@ SIZE = rival.Size()
 PREFIX, STEPS, NEW_TOKENS = 70, 30, 64
 """Positions of the prompt, BOS included; evaluations of an image (the rival's 15 midpoint steps); tokens."""
 PATCHES = SIZE.side**2
+
+LONG_SIZE, LONG_PREFIX = rival.Size(side=16), 512
+"""Images of 256 patches, behind a long prompt."""
 
 IMAGE = {
     "modalities": ("image",),
@@ -60,11 +61,18 @@ CASES = (
     _Case("text", 4, 0.3),
 )
 
-MIXED = 4
-"""Images, and as many texts, of the load that is mixed."""
+RIVALS = (
+    # kind, images or texts at once, how it is asked, how many times as fast we are at the least.
+    ("image", 1, "sample_one", 5.0),
+    ("image", 4, "sample_many", 3.0),
+    ("text", 1, "sample_one", 15.0),
+    ("text", 1, "sample_one with a cache", 4.0),
+    ("text", 4, "sample_many", 2.0),
+)
 
-RIVAL_BARS = {("image", 1): 5.0, ("image", 4): 3.0, ("text", 1): 4.0, ("text", 4): 2.0}
-"""How many times as fast as transfusion-pytorch: one image by its default, many and all text by its caches."""
+LONG_RIVALS = (("sample_one", 1, 6.0), ("sample_many", 2, 2.8))
+"""One turn takes a rival ten seconds: fewer at once, and fewer turns."""
+LONG_ROUNDS = 3
 
 LIMITS = {
     # The prefix once; BOI and every denoising step for both branches of guidance.
@@ -79,7 +87,7 @@ def run(options: Options) -> list[Result]:
     torch.set_num_threads(1)
     keep_freed_memory()  # as a replica does; for all that take turns here
     model, config = make_model()
-    rivals = _rival() if rival.is_here() else {}
+    other_model = rival.make_rival(SIZE).eval() if rival.is_here() else None
     results = []
     for case in CASES:
         params = IMAGE if case.kind == "image" else TEXT
@@ -91,10 +99,12 @@ def run(options: Options) -> list[Result]:
         with torch.inference_mode(), Products() as products:
             sample()
         others = [("its own products, bare", products.run, case.bar)]
-        if (case.kind, case.count) in rivals:
-            method, run_rival = rivals[case.kind, case.count]
-            bar = RIVAL_BARS[case.kind, case.count]
-            others.append((f"transfusion-pytorch, {method}", run_rival, bar))
+        for kind, count, method, bar in RIVALS:
+            if other_model is not None and (kind, count) == (case.kind, case.count):
+                theirs = rival.sampling(
+                    other_model, SIZE, method, kind, count, prefix=PREFIX, length=_length(kind)
+                )
+                others.append((f"transfusion-pytorch, {method}", theirs, bar))
         # Two at a time: what ran before leaves its traces in the caches.
         for against, other, bar in others:
             turns = take_turns({"ours": sample, "other": other}, rounds=options.rounds)
@@ -109,36 +119,38 @@ def run(options: Options) -> list[Result]:
                     against=against,
                 )
             )
-    return [*results, _mixing(model, config, options)]
+    return [*results, *(_long(options) if rival.is_here() else [])]
 
 
-def _mixing(model: TransfusionModel, config: PackageConfig, options: Options) -> Result:
-    """Half text, half images in one engine, beside the two kinds in turn; as many rows at once for both."""
-    tokens = {**TEXT, "max_tokens": STEPS}
-    images = sampling(model, config, IMAGE, count=MIXED)
-    texts = sampling(model, config, tokens, count=MIXED)
-    both = [
-        Request((TextPart(tuple(range(1, PREFIX))),), SamplingParams(**params, seed=seed))
-        for seed in range(MIXED)
-        for params in (IMAGE, tokens)
-    ]
+def _length(kind: str) -> int:
+    return STEPS if kind == "image" else NEW_TOKENS
 
-    def in_turn() -> None:
-        images()
-        texts()
 
-    turns = take_turns(
-        {"ours": lambda: generate(model, config, both), "other": in_turn}, rounds=options.rounds
-    )
-    return Result(
-        name=f"sampler, {MIXED} images and {MIXED} texts of {STEPS} tokens together",
-        value=turns.median("ours"),
-        unit="s",
-        reference=turns.median("other"),
-        ratio=turns.ratio("ours", "other"),
-        bar=1.3,
-        against="the two kinds in turn",
-    )
+def _long(options: Options) -> list[Result]:
+    """Large images behind a long prompt."""
+    model, config = make_model(LONG_SIZE, sequence_length=1024)
+    theirs = rival.make_rival(LONG_SIZE).eval()
+    results = []
+    for method, count, bar in LONG_RIVALS:
+        sample = sampling(model, config, IMAGE, count=count, prefix=LONG_PREFIX)
+        other = rival.sampling(
+            theirs, LONG_SIZE, method, "image", count, prefix=LONG_PREFIX, length=STEPS
+        )
+        turns = take_turns(
+            {"ours": sample, "other": other}, rounds=min(options.rounds, LONG_ROUNDS)
+        )
+        results.append(
+            Result(
+                name=f"sampler, image of {LONG_SIZE.side**2} patches behind {LONG_PREFIX}, {count} at a time",
+                value=turns.median("ours") / count,
+                unit="s/image",
+                reference=turns.median("other") / count,
+                ratio=turns.ratio("ours", "other"),
+                bar=bar,
+                against=f"transfusion-pytorch, {method}",
+            )
+        )
+    return results
 
 
 def _least(kind: str, seen: int) -> Result:
@@ -154,19 +166,21 @@ def _least(kind: str, seen: int) -> Result:
     )
 
 
-def make_model() -> tuple[TransfusionModel, PackageConfig]:
+def make_model(
+    size: rival.Size = SIZE, *, sequence_length: int = 512
+) -> tuple[TransfusionModel, PackageConfig]:
     """Of the rival's width and depth, with a linear adapter as it has."""
     config = PackageConfig(
         name="benchmark",
-        model=ModelConfig(dim=SIZE.dim, depth=SIZE.depth, num_heads=SIZE.num_heads),
-        num_pieces=SIZE.num_pieces,
+        model=ModelConfig(dim=size.dim, depth=size.depth, num_heads=size.num_heads),
+        num_pieces=size.num_pieces,
         special_ids={},
         layout=SequenceLayout(patch_size=2),
-        sequence_length=512,
-        latent_channels=SIZE.latent_dim // 4,
-        latent_height=2 * SIZE.side,
-        latent_width=2 * SIZE.side,
-        image_size_px=8 * SIZE.side,
+        sequence_length=sequence_length,
+        latent_channels=size.latent_dim // 4,
+        latent_height=2 * size.side,
+        latent_width=2 * size.side,
+        image_size_px=8 * size.side,
         schedule="cosine",
         num_timesteps=1000,
         sampling=SamplingDefaults(),
@@ -183,10 +197,15 @@ def make_model() -> tuple[TransfusionModel, PackageConfig]:
 
 
 def sampling(
-    model: TransfusionModel, config: PackageConfig, params: dict[str, Any], *, count: int
+    model: TransfusionModel,
+    config: PackageConfig,
+    params: dict[str, Any],
+    *,
+    count: int,
+    prefix: int = PREFIX,
 ) -> Callable[[], Any]:
     """Answers `count` requests together."""
-    prompt = tuple(range(1, PREFIX))
+    prompt = tuple(range(1, prefix))
     # A prompt object each: none is read for another.
     requests = [
         Request((TextPart(prompt),), SamplingParams(**params, seed=seed)) for seed in range(count)
@@ -207,36 +226,3 @@ def counted(model: TransfusionModel) -> Iterator[list[int]]:
         yield seen
     finally:
         handle.remove()
-
-
-def _rival() -> dict[tuple[str, int], tuple[str, Callable[[], Any]]]:
-    model = rival.make_rival(SIZE).eval()
-    if importlib.util.find_spec("loguru"):
-        from loguru import logger
-
-        logger.disable("transfusion_pytorch")
-    prompt = torch.arange(PREFIX - 1)
-    image = {
-        "force_modality_at_start": (0, (SIZE.side, SIZE.side)),
-        "modality_steps": 1 + STEPS // 2,
-        "max_length": PATCHES - 1,
-        "cfg_scale": 3.0,
-    }
-    text = {"max_length": NEW_TOKENS - 1, "text_temperature": 0.0}
-
-    def quiet(run: Callable[[], Any]) -> Callable[[], Any]:
-        def without_bars() -> None:
-            with torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
-                run()
-
-        return without_bars
-
-    return {
-        ("image", 1): ("sample_one", quiet(lambda: model.sample_one(prompt, **image))),
-        ("image", 4): ("sample_many", quiet(lambda: model.sample_many([prompt] * 4, **image))),
-        ("text", 1): (
-            "sample_one with a cache",
-            quiet(lambda: model.sample_one(prompt, cache_kv=True, **text)),
-        ),
-        ("text", 4): ("sample_many", quiet(lambda: model.sample_many([prompt] * 4, **text))),
-    }

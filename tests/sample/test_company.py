@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import LATENT, NUM_PIECES, package_config, tiny_model
+from transfusion.sample.batch import bucket_of
 from transfusion.sample.engine import Engine, generate
 from transfusion.sample.events import Begun, Ended, ImageDrawn, ImagePreview
 from transfusion.sample.pages import PAGE_SIZE, PagedSequence, Pages
@@ -262,3 +263,31 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
             [any_request(1), Request((TextPart((1,) * 40),), SamplingParams(max_tokens=20))]
         )
     assert engine.num_waiting == 0
+
+
+def test_padding_to_buckets_changes_nothing_and_makes_few_shapes() -> None:
+    shapes = {}
+    for in_buckets in (False, True):
+        engine = Engine(model(), CONFIG, max_rows=8, in_buckets=in_buckets)
+        seen = set()
+        handle = (
+            model()
+            .blocks[0]
+            .register_forward_pre_hook(lambda _, given, seen=seen: seen.add(given[0].shape[1]))
+        )
+        jobs = [engine.submit([any_request(seed)])[0] for seed in range(24)]
+        while engine.step():
+            pass
+        handle.remove()
+        for seed, job in enumerate(jobs):
+            same(job.result, alone(seed))
+        shapes[in_buckets] = seen
+    assert shapes[True] == {bucket_of(rows) for rows in shapes[False]}
+    assert len(shapes[True]) < len(shapes[False])
+
+
+@given(st.integers(1, 100_000))
+def test_a_bucket_is_at_most_an_eighth_larger(rows: int) -> None:
+    bucket = bucket_of(rows)
+    assert rows <= bucket <= rows + rows / 8
+    assert bucket_of(bucket) == bucket

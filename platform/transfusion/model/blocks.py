@@ -43,7 +43,7 @@ def rotation(
 def rotate(x: Float[Tensor, "b h n e"], by: Rotation) -> Float[Tensor, "b h n e"]:
     """Turns each pair of coordinates by its position's angle."""
     half = x.shape[-1] // 2
-    if not x.is_inference():
+    if torch.is_grad_enabled():
         return torch.addcmul(x * by.cos, x.roll(half, dims=-1), by.sin)
     # The same without a rolled copy: in place, which a derivative would have to undo.
     turned = x * by.cos
@@ -90,9 +90,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Source: Shazeer 2020, arXiv:2002.05202."""
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        if gate.is_inference():
-            return self.out(F.silu(gate).mul_(up))
-        return self.out(F.silu(gate) * up)
+        if torch.is_grad_enabled():
+            return self.out(F.silu(gate) * up)
+        return self.out(F.silu(gate).mul_(up))
 
 
 class Layer(nn.Module):

@@ -157,14 +157,21 @@ class RaggedStep:
         )
 
     def layer(self, index: int) -> Attend:
-        """Attention of one layer: writes its keys and values, then reads."""
+        """Attention of one layer: writes its keys and values, then reads.
+
+        Rows behind those of the sequences are padding: they write nothing and see nothing.
+        """
         keys, values = self.cache.keys[index], self.cache.values[index]
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            keys.index_copy_(0, self.write, rearrange(k, "1 g n e -> n g e").to(keys.dtype))
-            values.index_copy_(0, self.write, rearrange(v, "1 g n e -> n g e").to(values.dtype))
+            num, padding = len(self.write), q.shape[2] - len(self.write)
+            for stored, new in ((keys, k), (values, v)):
+                rows = rearrange(new[:, :, :num], "1 g n e -> n g e")
+                stored.index_copy_(0, self.write, rows.to(stored.dtype))
             seen = [_attend(q, keys, values, group) for group in self.groups]
             # Heads last, as attention wrote them and as the block reads them.
+            if padding:
+                seen.append(seen[0].new_zeros(1, padding, *seen[0].shape[2:]))
             together = torch.cat(seen, dim=1) if len(seen) > 1 else seen[0]
             return rearrange(together, "1 n h e -> 1 h n e")
 

@@ -11,7 +11,7 @@ class RMSNorm(nn.RMSNorm):
     def forward(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """Every row by its root mean square, times the weight."""
         # Half precision needs the mean in fp32, which torch sees to.
-        if not x.is_inference() or x.device.type != "cpu" or x.dtype != torch.float32:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
             return super().forward(x)
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = norm.square_().div_(x.shape[-1]).add_(self.eps or 0.0).rsqrt_()

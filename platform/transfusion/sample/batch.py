@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -16,6 +17,12 @@ from transfusion.model.cache import PagedCache, Queries, RaggedStep
 from transfusion.model.images import EncodedImages
 from transfusion.model.transformer import TransfusionModel
 from transfusion.sample.pages import PagedSequence
+
+
+def bucket_of(num_rows: int) -> int:
+    """The least of the numbers 1 to 15 times a power of two that holds so many: at most an eighth is padding."""
+    unit = 1 << max(num_rows.bit_length() - 4, 0)
+    return -(-num_rows // unit) * unit
 
 
 class Passed(NamedTuple):
@@ -31,6 +38,8 @@ class StepBatch:
     """Collects what is to be read; rows are numbered as they come."""
 
     pad: int
+    in_buckets: bool = False
+    """Whether rows are padded to one of few numbers."""
     num_rows: int = 0
     ids: list[int] = field(default_factory=list)
     shifts: list[int] = field(default_factory=list)
@@ -83,7 +92,9 @@ class StepBatch:
     def forward(self, model: TransfusionModel, cache: PagedCache) -> Passed:
         """Reads everything at once."""
         device = cache.keys.device
-        hidden = model.embed_tokens(torch.tensor(self.ids, device=device)[None])
+        padding = (bucket_of(self.num_rows) if self.in_buckets else self.num_rows) - self.num_rows
+        ids = self.ids + [self.pad] * padding
+        hidden = model.embed_tokens(torch.tensor(ids, device=device)[None])
         encoded, patch_rows = None, None
         if self.latents:
             encoded = model.encode_images(
@@ -99,7 +110,7 @@ class StepBatch:
             )
         out = model.transform(
             hidden,
-            position_ids=self._positions()[None].to(device),
+            position_ids=F.pad(self._positions(), (0, padding))[None].to(device),
             attention=RaggedStep.plan(cache, self.queries),
             images=patch_rows,
         )

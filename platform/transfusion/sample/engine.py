@@ -65,6 +65,7 @@ class Engine:
         num_pages: int | None = None,
         max_step_positions: int = 8192,
         decode: Decode | None = None,
+        in_buckets: bool = False,
     ) -> None:
         """Takes the memory of the cache.
 
@@ -73,6 +74,7 @@ class Engine:
             num_pages: Of the cache; when left out, as many as `max_rows` of the longest plain requests need.
             max_step_positions: Prompts join a step up to this many positions; the first of them always may.
             decode: Text of token ids; without it stop strings are not looked for, and no text is told of.
+            in_buckets: A step's rows are padded to one of few numbers, so that what is compiled meets few shapes.
         """
         weight = next(model.parameters())
         if num_pages is None:
@@ -94,6 +96,7 @@ class Engine:
             device=weight.device,
         )
         self._active: list[Job] = []
+        self._in_buckets = in_buckets
         self._tokens = TokenSampler(model, config)
 
     @property
@@ -133,7 +136,7 @@ class Engine:
     def step(self) -> bool:
         """Advances every request by one; returns whether there was any."""
         self._drop_cancelled()
-        batch = StepBatch(pad=self.config.special.pad)
+        batch = StepBatch(pad=self.config.special.pad, in_buckets=self._in_buckets)
         self._active.extend(self._admission.admit(batch, num_active=len(self._active)))
         rows = [job.row for job in self._active if job.row is not None]
         if not rows:
