@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -330,6 +331,13 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
         with pytest.raises(ApiError) as refused:
             await service.ask([request])
         assert refused.value.status == 429
+        transport = httpx.ASGITransport(app=make_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            monkeypatch.setattr(service.decoder, "aside", None)  # where requests are made ready
+            for path in (IMAGES, COMPLETIONS):
+                answer = await client.post(path, json={"prompt": "x"})
+                assert answer.status_code == 429
+                assert int(answer.headers["retry-after"]) > 0
         for task in tasks:
             task.cancel()
         await asyncio.sleep(0.2)

@@ -46,6 +46,11 @@ class EngineLoop:
         """Requests that wait."""
         return self.engine.num_waiting
 
+    def is_full(self, count: int) -> bool:
+        """Whether so many more may not wait. Any one caller's requests may where none does, however many."""
+        waiting = self.engine.num_waiting
+        return waiting > 0 and waiting + count > self._max_queued
+
     @asynccontextmanager
     async def ask(self, requests: Sequence[Request]) -> AsyncIterator[Events]:
         """What comes of some requests, as it comes; leaving the block gives up the rest.
@@ -53,9 +58,7 @@ class EngineLoop:
         Raises:
             QueueFullError: So many do not fit in the queue; none was taken.
         """
-        waiting = self.engine.num_waiting
-        # An idle server takes any one caller's requests, however many.
-        if waiting and waiting + len(requests) > self._max_queued:
+        if self.is_full(len(requests)):
             self._metrics.rejected(len(requests))
             raise QueueFullError
         if self._thread is None:

@@ -157,6 +157,30 @@ class Service:
                 code="model_not_found",
             )
 
+    def admit(self, model: str | None, *, count: int, asked_s: float | None = None) -> Deadline:
+        """Turns away who asks for another model, or comes when all places are taken, before any work is done.
+
+        Args:
+            count: Samples asked for.
+            asked_s: The caller's own limit.
+
+        Raises:
+            ApiError: There is no such model (404), or the server is full (429).
+        """
+        self.check_model(model)
+        if self.loop.is_full(count):
+            self.metrics.rejected(count)
+            raise self._busy()
+        return self.deadline(asked_s)
+
+    def _busy(self) -> ApiError:
+        return ApiError(
+            429,
+            f"the server is busy: {self.loop.num_queued} samples are waiting; come again later",
+            code="server_busy",
+            headers={"Retry-After": str(self.config.retry_after_s)},
+        )
+
     def deadline(self, asked_s: float | None = None) -> Deadline:
         """From now; a caller may only shorten it."""
         return Deadline(min(asked_s or math.inf, self.config.request_timeout_s))
@@ -209,12 +233,7 @@ class Service:
                         self.metrics.images(len(told[1].result.images))
                     yield told
         except QueueFullError as error:
-            raise ApiError(
-                429,
-                f"the server is busy: {self.loop.num_queued} samples are waiting; come again later",
-                code="server_busy",
-                headers={"Retry-After": str(self.config.retry_after_s)},
-            ) from error
+            raise self._busy() from error
 
     async def pixels(self, event: ImageDrawn | ImagePreview) -> Pixels:
         """An image that is done, or as it would be now."""

@@ -32,8 +32,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/v1/chat/completions", response_model=None, responses=STREAM)
     async def chat(body: ChatRequest, timeout_s: AskedTimeout = None) -> dict[str, Any] | Response:
-        service.check_model(body.model)
-        deadline = service.deadline(timeout_s)
+        deadline = service.admit(body.model, count=body.n or 1, asked_s=timeout_s)
         async with deadline.kept():
             urls = [part.image_url.url for part in _parts(body) if part.image_url is not None]
             check_count(len(urls), limits, param="messages")

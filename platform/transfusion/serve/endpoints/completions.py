@@ -30,8 +30,7 @@ def routes(service: Service) -> APIRouter:
     async def complete(
         body: CompletionRequest, timeout_s: AskedTimeout = None
     ) -> dict[str, Any] | Response:
-        service.check_model(body.model)
-        deadline = service.deadline(timeout_s)
+        deadline = service.admit(body.model, count=body.n or 1, asked_s=timeout_s)
         async with deadline.kept():
             answer = await service.decoder.aside(lambda: _Answer(body, service))
         if body.stream:

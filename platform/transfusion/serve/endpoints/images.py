@@ -87,9 +87,8 @@ async def _draw(
     contents: Sequence[bytes] = (),
     image_guidance_scale: float | None = None,
 ) -> dict[str, Any] | Response:
-    service.check_model(body.model)
+    deadline = service.admit(body.model, count=body.n or 1, asked_s=timeout_s)
     _check_size(body, service)
-    deadline = service.deadline(timeout_s)
 
     def prepare() -> list[SampleOf]:
         each = params_of(
