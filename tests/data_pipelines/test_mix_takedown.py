@@ -40,7 +40,6 @@ def everything() -> set[str]:
         (["4", "pairs/4", "4"], {"pairs/4"}),
         (["a", "/1", "web/", "pairs/web/x", "web/4"], set()),
     ],
-    ids=str,
 )
 def test_a_key_is_found_alone_or_behind_its_source(
     tmp_path: Path, lines: list[str], gone: set[str]
