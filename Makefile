@@ -27,7 +27,7 @@ quickstart: $(STAMP)
 
 # Two processes share the tests, and one of them has the Ray of all that need one.
 test: $(STAMP)
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,11 +1,13 @@
 """Fixtures that every room shares."""
 
+import functools
 import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,19 +16,30 @@ os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
+@functools.cache
+def needs_ray(path: str) -> bool:
+    """Whether a module's tests, or some of them, use a Ray."""
+    text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
+    return "ray_cluster" in text or "mark.ray" in text
+
+
+class BesideRay(LoadScopeScheduling):
+    """Where processes share the tests: modules stay whole, and one process has all that need a Ray."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return "ray" if needs_ray(path) else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> BesideRay:
+    """pytest-xdist's hook, asked when there are several processes."""
+    return BesideRay(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where processes share the tests: one has all that use a Ray, and begins with them; modules stay whole."""
-    for item in items:
-        group = "ray" if _uses_ray(item) else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    # Sorting keeps the order of what is alike.
-    items.sort(key=lambda item: not _uses_ray(item))
-
-
-def _uses_ray(item: pytest.Item) -> bool:
-    fixtures: list[str] = getattr(item, "fixturenames", [])
-    return "ray_cluster" in fixtures or item.get_closest_marker("ray") is not None
+    """What needs a Ray comes first: it takes longest. Sorting keeps the order of the rest."""
+    items.sort(key=lambda item: not needs_ray(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
