@@ -20,7 +20,7 @@ class SamplesConfig(Config):
     """Of the transformer."""
 
     batch_size: int = Field(default=32, ge=1)
-    """Documents under way at once: another number may flip last bits."""
+    """Captions or pictures under way at once: another number may flip last bits."""
 
     threads_per_actor: int = Field(default=1, ge=1)
     """Threads of the model on a CPU: another number may round otherwise."""

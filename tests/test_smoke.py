@@ -181,6 +181,6 @@ def test_a_job_on_s3_that_was_killed_half_way_comes_to_the_content_on_disk(
         for after_s in (moment, None)
     )
     assert not killed.finished
-    assert again.finished, again.output
+    assert " cached: " in again.output, "the killed run left nothing"
     found = chaos.digests(SMOKE, overrides, environment=environment)
     assert {name: stage["digest"] for name, stage in found.items()} == digests(smoke[1])

@@ -1,9 +1,10 @@
 """Options of captioning."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data_pipelines.limits import DecodeLimits
 from data_pipelines.sampling import SamplesConfig
+from transfusion.sample.params import MAX_STOPS
 
 
 class CaptionConfig(SamplesConfig):
@@ -26,6 +27,13 @@ class CaptionConfig(SamplesConfig):
 
     stop: tuple[str, ...] = ()
     """A caption ends before any of these."""
+
+    @field_validator("stop")
+    @classmethod
+    def _stops_can_be_found(cls, stop: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(stop) or len(stop) > MAX_STOPS:
+            raise ValueError(f"must be at most {MAX_STOPS} texts, none of them empty, got {stop}")
+        return stop
 
     limits: DecodeLimits = DecodeLimits()
 

@@ -33,8 +33,9 @@ def run(
     digest = package_digest(model.folder())
     prompt = Tokenizer.load(model.folder() / TOKENIZER).encode(config.prompt).tolist()
     image = (package.special.pad,) * (package.num_patches + 2)
+    params = params_of(config)
     try:
-        check_request(Request((TextPart((*image, *prompt)),), params_of(config)), package)
+        check_request(Request((TextPart((*image, *prompt)),), params), package)
     except ValueError as error:
         raise SpecError(f"{context.name}: config.prompt: {error}") from error
     tasks = plan_tasks(

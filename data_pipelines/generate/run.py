@@ -7,8 +7,12 @@ from data_pipelines.generate.config import GenerateConfig
 from data_pipelines.generate.shard import GenerateShard, params_of
 from data_pipelines.shards import Launch, on_ray, plan_tasks, run_shards
 from transfusion.artifacts.artifact import Artifact
+from transfusion.errors import SpecError
+from transfusion.package.format import TOKENIZER
 from transfusion.package.verify import package_digest, verify_package
+from transfusion.sample.rows import Request, check_request
 from transfusion.stage import Made, StageContext
+from transfusion.tokenizer.tokenizer import Tokenizer
 
 
 def run(
@@ -26,7 +30,11 @@ def run(
     listing, model = inputs["prompts"], inputs["model"]
     package = verify_package(model.folder())
     digest = package_digest(model.folder())
-    params_of(config, package)
+    negative = Tokenizer.load(model.folder() / TOKENIZER).encode(config.negative_prompt).tolist()
+    try:
+        check_request(Request((), params_of(config, package), tuple(negative)), package)
+    except ValueError as error:
+        raise SpecError(f"{context.name}: config.negative_prompt: {error}") from error
     tasks = plan_tasks(
         listing,
         version=context.version,

@@ -1,6 +1,7 @@
 """The worker that draws the prompts of shards.
 
-Of a shard there are in memory its pictures as PNG, and some batches of them as pixels.
+Of a shard there are in memory its pictures as PNG, about four times where it is committed (as a table, as a
+Parquet file, and what is digested), and some batches of them as pixels.
 """
 
 from collections.abc import Iterator
@@ -71,9 +72,11 @@ class GenerateShard:
                     )
                 )
         written = len(rows) // self._config.num_samples
+        table = images_table(rows)
+        del rows
         return self._pool.commit(
             task.key,
-            {ROWS: images_table(rows), REJECTS: rejects_table(rejects)},
+            {ROWS: table, REJECTS: rejects_table(rejects)},
             outcomes=Outcomes(
                 input=written + len(rejects), written=written, rejected=count_reasons(rejects)
             ),

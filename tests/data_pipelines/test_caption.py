@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from data_pipelines.caption.config import CaptionConfig
 from data_pipelines.crop import center_crop_resize
 from data_pipelines.decode import decode_image
 from data_pipelines.documents import Image
@@ -281,5 +282,7 @@ def test_captions_of_another_listing_and_a_prompt_too_long_are_refused(tmp_path:
     }
     with pytest.raises(ArtifactError, match="lacks 3 of the listing's 3 shards"):
         make(root, TOKENIZE, {}, inputs, launch=in_process)
+    with pytest.raises(ValueError, match="none of them empty"):
+        CaptionConfig(seed=0, stop=("",))
     with pytest.raises(SpecError, match=r"config.prompt: the prompt takes \d+ positions"):
         caption(root, listing, prompt="a red circle " * 30)

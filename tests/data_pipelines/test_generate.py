@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
@@ -22,6 +24,7 @@ from transfusion.errors import ArtifactError, SpecError
 from transfusion.package.load import load_package
 from transfusion.runner.export import export_images
 from transfusion.sample.params import params_with
+from transfusion.sample.pictures import png_bytes
 from transfusion.sample.sampler import Sampler
 
 GENERATE = "data_pipelines.generate"
@@ -114,7 +117,9 @@ def test_a_crash_between_data_and_record_and_lost_data_leave_no_trace(
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "b", halves(tmp_path / "b"))
     monkeypatch.undo()
-    again = generate(tmp_path / "b", halves(tmp_path / "b"))
+    launch = Launch()
+    again = generate(tmp_path / "b", halves(tmp_path / "b"), launch)
+    assert launch.made == [1]
     assert again.manifest.digest == whole.manifest.digest
     again.store.delete(next(iter(row_entries(again).values())).path)
     launch = Launch()
@@ -145,6 +150,8 @@ def test_what_is_no_prompt_is_named(tmp_path: Path) -> None:
     ]
     with pytest.raises(SpecError, match="num_inference_steps must be 10 to 250"):
         generate(root, prompts(root, rows), num_inference_steps=3)
+    with pytest.raises(SpecError, match=r"config\.negative_prompt: negative_prompt takes"):
+        generate(root, prompts(root, rows), negative_prompt="a red circle " * 30)
 
 
 def read_as_geneval_does(folder: Path) -> list[tuple[dict[str, object], int]]:
@@ -187,6 +194,40 @@ def test_an_export_is_what_the_scorer_of_geneval_reads_and_goes_on_after_a_kill(
     model = images.input("model")
     with pytest.raises(ArtifactError, match="not generated images"):
         export_images(model.store.url(model.path), out=tmp_path / "x", layout="geneval")
+
+
+def test_prompts_of_two_files_with_one_key_are_two_prompts(tmp_path: Path) -> None:
+    folder, root = tmp_path / "twins", tmp_path / "store"
+    folder.mkdir()
+    said = ["a red circle", "a blue square"]
+    for number, caption in enumerate(said):
+        row = {
+            "key": ["0"],
+            "caption": [caption],
+            "image": [png_bytes(np.zeros((16, 16, 3), np.uint8))],
+        }
+        pq.write_table(pa.table(row), folder / f"{number}.parquet")
+    listing = make(
+        root, "data_pipelines.sources.parquet_images",
+        {"path": str(folder), "caption_column": "caption", "key_column": "key"},
+    )  # fmt: skip
+    images = generate(root, listing)
+    export_images(images.store.url(images.path), out=tmp_path / "out", layout="geneval")
+    found = read_as_geneval_does(tmp_path / "out")
+    assert [(metadata["prompt"], count) for metadata, count in found] == [(one, 2) for one in said]
+    assert (tmp_path / "out/00001/samples/0000.png").read_bytes() == list(read_images(images))[
+        2
+    ].image
+
+
+def test_an_export_whose_mark_was_being_written_goes_on(tmp_path: Path) -> None:
+    images = generate(tmp_path / "store", halves(tmp_path / "store"))
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".export.json").write_text("{")
+    assert "12 pictures" in export_images(images.store.url(images.path), out=out, layout="geneval")
+    with pytest.raises(SpecError, match="belong to a job file"):
+        export_images(images.store.url(images.path), out=out, layout="geneval", stage="drawings")
 
 
 def test_pictures_are_a_source_again(tmp_path: Path) -> None:

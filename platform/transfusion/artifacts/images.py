@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.artifact import Artifact, verified
 from transfusion.artifacts.shards import row_entries
-from transfusion.artifacts.tables import load_table
 from transfusion.config import JSON
 
 IMAGES_SCHEMA = pa.schema(
@@ -60,9 +60,14 @@ def images_table(rows: Sequence[ImageRow]) -> pa.Table:
 
 
 def read_images(artifact: Artifact) -> Iterator[ImageRow]:
-    """Every picture of an `images` artifact, in the order of the prompts; some are held at a time."""
+    """Every picture of an `images` artifact, in the order of the prompts; those of a row group are held at a time.
+
+    Raises:
+        ArtifactError: A file is gone or altered.
+    """
     for entry in row_entries(artifact).values():
-        for batch in load_table(artifact.store, entry).to_batches(max_chunksize=_ROWS_AT_ONCE):
+        file = pq.ParquetFile(verified(artifact.store, entry), page_checksum_verification=True)
+        for batch in file.iter_batches(_ROWS_AT_ONCE):
             for record in batch.to_pylist():
                 del record["key"]
                 yield ImageRow(**record | {"metadata": json.loads(record["metadata"])})

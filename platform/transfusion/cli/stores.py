@@ -95,7 +95,11 @@ def compare(
 
 def export(
     target: Annotated[
-        str, typer.Argument(help="The folder of an artifact of generated images, or a job file.")
+        str,
+        typer.Argument(
+            metavar="JOB|ARTIFACT",
+            help="A job file, or the address of generated images: STORE/data_pipelines.generate/FINGERPRINT.",
+        ),
     ],
     overrides: Overrides = None,
     out: Annotated[
@@ -108,7 +112,8 @@ def export(
         ),
     ] = "geneval",
     stage: Annotated[
-        str | None, typer.Option(help="Of a job that generates images in several stages.")
+        str | None,
+        typer.Option(help="Which stage's, of a job that generates images in several."),
     ] = None,
 ) -> None:
     """Generated images as files that other programs read.

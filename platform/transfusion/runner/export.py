@@ -46,13 +46,26 @@ def export_images(
 
 
 def _geneval(artifact: Artifact, out: Path) -> Iterator[int]:
-    rows = itertools.groupby(read_images(artifact), key=lambda row: row.prompt_key)
-    for number, (_, samples) in enumerate(rows):
+    for number, (_, samples) in enumerate(_by_prompt(artifact)):
         folder = out / f"{number:05}"
         pictures = list(samples)
         if not folder.exists():
             _write_prompt(folder, pictures)
         yield len(pictures)
+
+
+def _by_prompt(artifact: Artifact) -> Iterator[tuple[int, Iterator[ImageRow]]]:
+    """The samples of each prompt. Keys are distinct within a shard only: a prompt begins with its first sample."""
+    prompt = itertools.count(-1)
+    number = next(prompt)
+
+    def number_of(row: ImageRow) -> int:
+        nonlocal number
+        if not row.sample:
+            number = next(prompt)
+        return number
+
+    return itertools.groupby(read_images(artifact), key=number_of)
 
 
 def _write_prompt(folder: Path, pictures: Sequence[ImageRow]) -> None:
@@ -81,17 +94,23 @@ def _claim(out: Path, content: dict[str, Any]) -> None:
     mark, text = out / MARK, json.dumps(content)
     if mark.is_file() and mark.read_text(encoding="utf-8") == text:
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    unfinished = out / f".{MARK}"
+    if out.exists() and (not out.is_dir() or set(out.iterdir()) - {unfinished}):
         raise SpecError(
             f"{out}: is no empty folder, and no export of these pictures: give another --out"
         )
     out.mkdir(parents=True, exist_ok=True)
-    mark.write_text(text, encoding="utf-8")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.rename(mark)
 
 
 def _images(target: str, stage: str | None, overrides: Sequence[str]) -> Artifact:
     path = Path(target)
     if path.suffix not in {".yaml", ".yml"}:
+        if stage is not None or overrides:
+            raise SpecError(
+                f"{target}: --stage and key=value belong to a job file; leave them out, or name the job"
+            )
         artifact = open_address(target)
         if artifact.kind != "images":
             raise ArtifactError(f"{target}: holds {artifact.kind}, not generated images")
@@ -107,7 +126,6 @@ def _images(target: str, stage: str | None, overrides: Sequence[str]) -> Artifac
     planned = next(p for p in plan_job(job, store, until=chosen[0]) if p.stage.name == chosen[0])
     found = find_artifact(store, uses=planned.stage.uses, fingerprint=planned.fingerprint)
     if found is None:
-        raise ArtifactError(
-            f"{path}: {chosen[0]} was not made yet; make it with: transfusion run {path} --until {chosen[0]}"
-        )
+        command = " ".join(["transfusion run", str(path), *overrides, "--until", chosen[0]])
+        raise ArtifactError(f"{path}: {chosen[0]} was not made yet; make it with: {command}")
     return found
