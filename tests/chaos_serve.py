@@ -216,12 +216,13 @@ class Deployment:
         import ray
         from ray.util import list_named_actors
 
-        named = [
-            one["name"]
-            for one in list_named_actors(all_namespaces=True)
-            if one["name"].startswith("SERVE_REPLICA::")
-        ]
-        ray.kill(ray.get_actor(draws.choice(sorted(named)), namespace="serve"), no_restart=False)
+        def alive() -> list[str]:
+            names = [one["name"] for one in list_named_actors(all_namespaces=True)]
+            return sorted(name for name in names if name.startswith("SERVE_REPLICA::"))
+
+        # Serve learns of a death some seconds later than it happens.
+        until(lambda: len(alive()) == self._replicas, 120)
+        ray.kill(ray.get_actor(draws.choice(alive()), namespace="serve"), no_restart=False)
 
 
 def rounds(

@@ -183,6 +183,9 @@ class Engine:
     def _drop_cancelled(self) -> None:
         for job in [job for job in self._active if job.is_cancelled]:
             assert job.row is not None
+            # The step in which it was to fork from its prompt has failed.
+            if job.row.state == "fork":
+                job.prefix.leave()
             job.row.close()
             self._active.remove(job)
             self.counts.cancelled += 1

@@ -14,7 +14,15 @@ from contextlib import asynccontextmanager
 import torch
 
 from transfusion.sample.engine import Engine
-from transfusion.sample.events import Begun, Ended, Event, Failed, TextWritten
+from transfusion.sample.events import (
+    Begun,
+    Ended,
+    Event,
+    Failed,
+    ImageDrawn,
+    ImagePreview,
+    TextWritten,
+)
 from transfusion.sample.rows import Request
 from transfusion.serve.metrics import Metrics
 
@@ -106,8 +114,11 @@ class EngineLoop:
         torch.set_num_threads(self._threads)
         self._metrics.max_rows(self.engine.max_rows)
         counts = self.engine.counts
-        while not self._closing:
+        while True:
+            # In this order no wake-up is lost between the two.
             self._wake.clear()
+            if self._closing:
+                return
             rows, positions = counts.rows, counts.positions
             self._step_began = began = time.perf_counter()
             try:
@@ -149,6 +160,6 @@ class _Waits:
         waited = time.perf_counter() - self._began
         if isinstance(event, Begun):
             self._metrics.queue(waited)
-        elif index not in self._seen:
+        elif index not in self._seen and isinstance(event, (TextWritten, ImagePreview, ImageDrawn)):
             self._seen.add(index)
             self._metrics.first(waited, "text" if isinstance(event, TextWritten) else "image")

@@ -42,7 +42,7 @@ class Replica:
     """Serves one model at a time, and the next one from the first request that comes after it is ready.
 
     What is under way ends on the model that it began with; until then both are in memory. A model that cannot be
-    loaded is refused: the one before it goes on, and `/health` says why.
+    loaded is refused: the one before it goes on, `/health` says so, and the log says why.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Replica:
         clock = StartClock(is_first=self._served is None)
         try:
             service = await asyncio.to_thread(self._load, config.model, clock)
-        except Exception as error:
+        except Exception:
             if self._served is None:
                 raise
             # Raising would end this replica, and with it a model that answers well.
             logger.exception("%s is refused; the model before it goes on", config.model)
-            self.service.refused = f"{config.model}: {error}"
+            self.service.is_new_model_refused = True
             return
         for part, seconds in clock.parts.items():
             self._metrics.start(seconds, part)

@@ -42,7 +42,7 @@ class Service:
         self.package = sampler.package.config
         self.created = int(time.time())
         self.metrics = metrics or Metrics()
-        self.refused: str | None = None
+        self.is_new_model_refused = False
         self.decoder = Decoder(sampler, threads=config.threads)
         self.loop = EngineLoop(
             Engine(
@@ -241,9 +241,11 @@ class Service:
         return await self.decoder.decode(part)
 
     def close(self) -> None:
-        """Stops the engine and the decoder."""
+        """Stops the engine and the decoder, and lets go of the model: nothing may be asked any more."""
         self.loop.close()
         self.decoder.close()
+        # FastAPI remembers endpoints, and they this: what is heavy must not be held by it.
+        del self.loop, self.decoder, self.sampler
 
 
 def check_unicode(texts: Sequence[str], param: str) -> None:

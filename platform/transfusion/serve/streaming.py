@@ -1,6 +1,7 @@
 """Server-sent events: chunks of JSON as OpenAI's clients read them."""
 
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -9,6 +10,8 @@ from typing import Any
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from transfusion.serve.errors import ApiError, error_body
+
+logger = logging.getLogger("transfusion.serve")
 
 Chunks = AsyncIterator[Mapping[str, Any]]
 
@@ -37,6 +40,10 @@ async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | 
         except ApiError as error:
             # The status is sent: the fault travels as an event.
             yield _line(error_body(error), named=False)
+        except Exception:
+            logger.exception("a stream failed")
+            failed = ApiError(500, "the server failed on this request; its log says why")
+            yield _line(error_body(failed), named=False)
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
         if not named:

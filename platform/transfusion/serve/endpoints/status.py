@@ -17,7 +17,7 @@ def routes(service: Service) -> APIRouter:
     @router.get("/health")
     async def health() -> dict[str, Any]:
         told = {"status": "ok", "model": package.name, "queued": service.loop.num_queued}
-        return told | ({"refused": service.refused} if service.refused else {})
+        return told | ({"refused": True} if service.is_new_model_refused else {})
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
