@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import LATENT, NUM_PIECES, package_config, tiny_model
-from transfusion.sample.batch import bucket_of
+from transfusion.sample.batch import StepBatch, bucket_of
 from transfusion.sample.engine import Engine, generate
 from transfusion.sample.events import Begun, Ended, ImageDrawn, ImagePreview
 from transfusion.sample.pages import PAGE_SIZE, PagedSequence, Pages
@@ -190,6 +190,22 @@ def test_samples_of_one_prompt_read_it_once_and_are_those_that_each_gets_alone()
         saved = sum(one.num_read for one in apart) - sum(job.result.num_read for job in jobs)
         assert saved == 3 * (1 + length_of(prompt, CONFIG))
         assert engine.pages.num_free == engine.pages.num_pages
+
+
+def test_a_step_that_fails_as_samples_of_one_prompt_join_gives_all_pages_back(monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    prompt = (TextPart(tuple(range(1, 30))),)
+    engine = Engine(model(), CONFIG, max_rows=3)
+    params = [SamplingParams(seed=seed, modalities=("text",), max_tokens=5) for seed in range(2)]
+    engine.submit([Request(prompt, one) for one in params])
+    monkeypatch.setattr(StepBatch, "forward", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        engine.step()
+    assert engine.pages.num_free < engine.pages.num_pages
+    engine.abandon()
+    assert engine.pages.num_free == engine.pages.num_pages
 
 
 def test_pages_are_taken_side_by_side_counted_and_given_back() -> None:
