@@ -20,7 +20,7 @@ def service(tmp_path) -> Service:
 
 
 def test_a_client_that_goes_in_the_middle_of_its_stream_frees_its_slot(service: Service) -> None:
-    engine = service.loop.engine
+    engine = service.loop.runner.engine
     body = {"prompt": "a red circle", "stream": True, "partial_images": 3}
     with serving(service) as address:
         with httpx.stream(

@@ -198,7 +198,7 @@ def test_a_deadline_is_only_shortened_and_ends_the_work_within_a_step(
     sampler, monkeypatch, limit_s, asked, told
 ) -> None:
     service = Service(sampler, EndpointConfig(request_timeout_s=limit_s))
-    engine, go = service.loop.engine, threading.Event()
+    engine, go = service.loop.runner.engine, threading.Event()
     step = engine.step
 
     def held() -> bool:
@@ -226,14 +226,14 @@ def test_a_deadline_is_only_shortened_and_ends_the_work_within_a_step(
 
 def test_the_server_answers_while_an_upload_is_read(service, client, monkeypatch) -> None:
     begun, go, answers, order = threading.Event(), threading.Event(), [], []
-    encode = service.sampler.encode_images
+    encode = service.processor.encode_images
 
     def held(images):
         begun.set()
         order.append("released" if go.wait(60) else "gave up")
         return encode(images)
 
-    monkeypatch.setattr(service.sampler, "encode_images", held)
+    monkeypatch.setattr(service.processor, "encode_images", held)
 
     def edit() -> None:
         files = {"image": ("a.png", png())}
@@ -275,7 +275,7 @@ def test_a_key_and_a_refused_prompt_are_found_in_no_log_answer_metric_file_or_ar
         ]
         assert [answer.status_code for answer in answers] == [401, 400, 400, 400, 200, 400, 200]
         with monkeypatch.context() as patch:
-            patch.setattr(service.loop.engine, "_advance_images", lambda *_, **__: 1 / 0)
+            patch.setattr(service.loop.runner.engine, "_advance_images", lambda *_, **__: 1 / 0)
             answers.append(client.post(IMAGES, json={"prompt": prompt}, headers=right))
         assert answers[-1].status_code == 500
         answers += [client.get(path, headers=right) for path in ("/metrics", "/health")]

@@ -189,7 +189,7 @@ def test_a_bug_is_no_story_for_the_caller(sampler: Sampler, monkeypatch) -> None
     service = Service(sampler, EndpointConfig())
     client = TestClient(make_app(service), raise_server_exceptions=False)
     with monkeypatch.context() as patch:
-        patch.setattr(service.loop.engine, "_advance_images", lambda *_, **__: 1 / 0)
+        patch.setattr(service.loop.runner.engine, "_advance_images", lambda *_, **__: 1 / 0)
         answer = client.post(IMAGES, json={"prompt": "x"})
         assert answer.status_code == 500
         assert "division" not in answer.text
@@ -279,7 +279,7 @@ def test_a_body_that_dawdles_is_given_up() -> None:
 
 def slowed(service: Service, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """The engine steps only after the event is set."""
-    go, step = threading.Event(), service.loop.engine.step
+    go, step = threading.Event(), service.loop.runner.engine.step
 
     def slow() -> bool:
         worked = step()
@@ -287,7 +287,7 @@ def slowed(service: Service, monkeypatch: pytest.MonkeyPatch) -> threading.Event
             go.wait(0.05)
         return worked
 
-    monkeypatch.setattr(service.loop.engine, "step", slow)
+    monkeypatch.setattr(service.loop.runner.engine, "step", slow)
     return go
 
 
@@ -313,7 +313,7 @@ def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
         await long
 
     asyncio.run(asyncio.wait_for(scenario(), 30))
-    counts = service.loop.engine.counts
+    counts = service.loop.runner.engine.counts
     assert counts.steps < 50 < counts.rows + 10
     service.close()
 
@@ -341,14 +341,14 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
         for task in tasks:
             task.cancel()
         await asyncio.sleep(0.2)
-        engine = service.loop.engine
+        engine = service.loop.runner.engine
         assert (engine.num_active, engine.num_waiting) == (0, 0)
         assert engine.pages.num_free == engine.pages.num_pages
         go.set()
         assert len(await service.ask([request])) == 1
 
     asyncio.run(asyncio.wait_for(scenario(), 20))
-    assert service.loop.engine.counts.images == 1
+    assert service.loop.runner.engine.counts.images == 1
     service.close()
 
 
@@ -374,7 +374,7 @@ def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away
         refused = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) > 0
         assert client.get("/health").status_code == 200
-    assert service.loop.engine.counts.images == 0
+    assert service.loop.runner.engine.counts.images == 0
     service.close()
 
 

@@ -3,21 +3,27 @@
 import asyncio
 import base64
 import gc
-import threading
+import os
+import signal
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.serve.serving import until
 from tests.tiny import tiny_package
 from transfusion.errors import ArtifactError
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
+from transfusion.sample.engine import Engine
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.process import EngineProcess
 from transfusion.serve.replica import Replica, ReplicaConfig
-from transfusion.serve.service import Service
 from transfusion.serve.start import PARTS
+from transfusion.serve.stepping import warm_up
 
 SLOW = SamplingDefaults(solver="ddim", num_inference_steps=100)
 DRAW = {"prompt": "a red circle", "seed": 3, "response_format": "b64_json"}
@@ -41,6 +47,12 @@ def caller(replica: Replica) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=transport, base_url="http://here", timeout=60)
 
 
+def engine_of(replica: Replica) -> EngineProcess:
+    runner = replica.service.loop.runner
+    assert isinstance(runner, EngineProcess)
+    return runner
+
+
 async def draw(client: httpx.AsyncClient) -> tuple[str, bytes]:
     """The digest of the model that answered, and its picture."""
     answer = await client.post("/v1/images/generations", json=DRAW)
@@ -61,21 +73,23 @@ def test_what_is_under_way_ends_on_its_model_and_what_comes_next_is_answered_by_
         service = replica.service
         async with caller(replica) as client:
             alone = await draw(client)
-            thread, model = service.loop._thread, weakref.ref(service.sampler.package.model)
-            assert thread is not None
+            engine, parts = engine_of(replica), weakref.ref(service.processor)
             under_way = asyncio.create_task(draw(client))
-            while not service.loop.engine.num_active:
+            while not engine.step_age_s:
                 await asyncio.sleep(0.001)
+            # It waits while the other is loaded.
+            os.kill(engine.pid, signal.SIGSTOP)
             await replica.take(ReplicaConfig(model=str(new)))
-            assert service.loop.engine.num_active, "the picture was done before the models changed"
+            os.kill(engine.pid, signal.SIGCONT)
             after = await draw(client)
             assert await under_way == alone
             assert [alone[0], after[0]] == digests
             assert alone[1] != after[1]
-        assert not thread.is_alive()
+        with pytest.raises(ProcessLookupError):
+            os.kill(engine.pid, 0)
         del service
         gc.collect()
-        assert model() is None, "the old model is held by something"
+        assert parts() is None, "the old model is held by something"
         replica.service.close()
 
     asyncio.run(scene())
@@ -134,22 +148,14 @@ def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path)
         replica = Replica(ENDPOINT)
         replica.check()
         await replica.take(ReplicaConfig(model=str(package(tmp_path))))
-        engine, go_on, hangs = replica.service.loop.engine, threading.Event(), threading.Event()
-        step = engine.step
-
-        def hang() -> bool:
-            hangs.set()
-            go_on.wait()
-            return step()
-
-        engine.step = hang  # type: ignore[method-assign]
+        engine = engine_of(replica)
+        os.kill(engine.pid, signal.SIGSTOP)
         async with caller(replica) as client:
             drawing = asyncio.create_task(draw(client))
-            await asyncio.to_thread(hangs.wait)
             await asyncio.sleep(2 * ENDPOINT.step_timeout_s)
             with pytest.raises(RuntimeError, match=r"a step of the engine takes .* at most 0.2"):
                 replica.check()
-            go_on.set()
+            os.kill(engine.pid, signal.SIGCONT)
             await drawing
         replica.check()
         replica.service.close()
@@ -157,10 +163,56 @@ def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path)
     asyncio.run(scene())
 
 
+def test_a_request_whose_engine_is_killed_fails_at_once_and_the_replica_is_unwell(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        replica = Replica(ENDPOINT)
+        await replica.take(ReplicaConfig(model=str(package(tmp_path))))
+        engine = engine_of(replica)
+        async with caller(replica) as client:
+            drawing = asyncio.create_task(client.post("/v1/images/generations", json=DRAW))
+            while not engine.step_age_s:
+                await asyncio.sleep(0.001)
+            os.kill(engine.pid, signal.SIGKILL)
+            assert (await drawing).status_code == 503
+            later = await client.post("/v1/images/generations", json=DRAW)
+            assert later.status_code == 503
+            assert later.headers["retry-after"]
+        with pytest.raises(RuntimeError, match="the engine has died"):
+            replica.check()
+        replica.service.close()
+
+    asyncio.run(scene())
+
+
+def test_an_engine_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from pathlib import Path\n"
+        "from transfusion.serve.config import EndpointConfig\n"
+        "from transfusion.serve.service import Service\n"
+        f"service = Service.load(Path({str(package(tmp_path))!r}), EndpointConfig())\n"
+        "print(service.loop.runner.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ran.returncode == -signal.SIGKILL, ran.stderr
+    until(
+        lambda: not Path(f"/proc/{int(ran.stdout)}/cmdline").exists() or _is_zombie(int(ran.stdout))
+    )
+
+
+def _is_zombie(pid: int) -> bool:
+    """Ended; whoever adopted it has not asked yet."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 def test_the_first_steps_leave_nothing_behind(tmp_path: Path) -> None:
-    service = Service.load(package(tmp_path), ENDPOINT)
-    engine = service.loop.engine
+    loaded = load_package(package(tmp_path))
+    engine = Engine(loaded.model, loaded.config)
+    warm_up(engine, loaded.tokenizer)
     assert engine.counts.steps
     assert engine.num_active == engine.num_waiting == 0
     assert engine.pages.num_free == engine.pages.num_pages
-    service.close()

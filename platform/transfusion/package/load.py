@@ -15,6 +15,7 @@ from transfusion.package.format import (
     WEIGHT_FILES,
     PackageConfig,
     Weights,
+    read_config,
 )
 from transfusion.package.verify import package_digest, verify_package
 from transfusion.tokenizer.tokenizer import Tokenizer
@@ -23,15 +24,21 @@ Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Package:
-    """A model with all that is needed to sample from it."""
+class PackageParts:
+    """All of a package but its model: what prompts and answers are made of."""
 
-    model: TransfusionModel
     tokenizer: Tokenizer
     autoencoder: Autoencoder
     config: PackageConfig
     digest: str
     """Of the whole package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package(PackageParts):
+    """A model with all that is needed to sample from it."""
+
+    model: TransfusionModel
 
     @property
     def device(self) -> torch.device:
@@ -47,6 +54,23 @@ def load_package(
     precision: Precision = "fp32",
 ) -> Package:
     """Loads a package for sampling.
+
+    Raises:
+        ArtifactError: A file is missing, was altered or does not fit the config; it is named.
+    """
+    parts = load_parts(folder, device=device)
+    model = load_model(folder, weights=weights, device=device, precision=precision)
+    return Package(
+        model=model,
+        tokenizer=parts.tokenizer,
+        autoencoder=parts.autoencoder,
+        config=parts.config,
+        digest=parts.digest,
+    )
+
+
+def load_parts(folder: Path, *, device: torch.device | str = "cpu") -> PackageParts:
+    """Verifies a package, its weights too, and loads all but its model.
 
     Raises:
         ArtifactError: A file is missing, was altered or does not fit the config; it is named.
@@ -72,8 +96,7 @@ def load_package(
             f"{folder / AUTOENCODER}: has {autoencoder.num_codes or 'no'} codes, the config says "
             f"{config.num_codes}"
         )
-    return Package(
-        model=_load_model(folder / WEIGHT_FILES[weights], config, device, precision),
+    return PackageParts(
         tokenizer=tokenizer,
         autoencoder=autoencoder,
         config=config,
@@ -81,11 +104,22 @@ def load_package(
     )
 
 
-def _load_model(
-    place: Path, config: PackageConfig, device: torch.device | str, precision: Precision
+def load_model(
+    folder: Path,
+    *,
+    weights: Weights = "ema",
+    device: torch.device | str = "cpu",
+    precision: Precision = "fp32",
 ) -> TransfusionModel:
+    """The model of a package that was verified, or is beside this.
+
+    Raises:
+        ArtifactError: There are no such weights, or they do not fit the config.
+    """
     from safetensors.torch import load_file
 
+    config = read_config(folder)
+    place = folder / WEIGHT_FILES[weights]
     if not place.is_file():
         raise ArtifactError(f"{place}: the package holds no such weights")
     with torch.device("meta"):

@@ -11,7 +11,7 @@ import torch
 from einops import rearrange
 from jaxtyping import UInt8
 
-from transfusion.package.load import Package
+from transfusion.package.load import Package, PackageParts
 from transfusion.sample.engine import Watch, generate
 from transfusion.sample.events import FinishReason, Result, TokenScore
 from transfusion.sample.params import SamplingParams
@@ -52,10 +52,10 @@ class Sample:
         return [segment for segment in self.segments if isinstance(segment, np.ndarray)]
 
 
-class Sampler:
-    """Answers batches of prompts; calls from several threads do not touch each other."""
+class Processor:
+    """Turns prompts and pixels into requests, and what the engine made into text and pixels."""
 
-    def __init__(self, package: Package) -> None:
+    def __init__(self, package: PackageParts) -> None:
         self.package = package
 
     def request(
@@ -75,30 +75,17 @@ class Sampler:
         parts = tuple(self._part(one) for one in segments if len(one))
         return Request(parts, params, tuple(negative))
 
+    def warm_up(self) -> None:
+        """Makes a first image of nothing, which grows what later ones find."""
+        config = self.package.config
+        blank = torch.zeros(config.latent_shape)
+        if config.num_codes:
+            blank = torch.zeros(1, config.latent_height, config.latent_width, dtype=torch.long)
+        self.pixels_of([ImagePart(blank)])
+
     def num_positions(self, prompt: str) -> int:
         """Positions that a prompt takes, BOS included."""
         return len(self.package.tokenizer.encode(prompt)) + 1
-
-    def sample(
-        self,
-        requests: Sequence[Request],
-        *,
-        watch: Watch | None = None,
-        max_rows: int | None = None,
-    ) -> list[Sample]:
-        """Answers requests together; see `engine.generate`."""
-        stops = any(request.params.stop for request in requests)
-        results = generate(
-            self.package.model,
-            self.package.config,
-            requests,
-            watch=watch,
-            decode=self.package.tokenizer.decode if stops else None,
-            max_rows=max_rows,
-        )
-        drawn = [part for one in results for part in one.parts if isinstance(part, ImagePart)]
-        pixels = iter(self.pixels_of(drawn))
-        return [self.sample_of(result, pixels) for result in results]
 
     def sample_of(self, result: Result, pixels: Iterator[Pixels]) -> Sample:
         """A result as text and pixels, taking from `pixels` those of its images."""
@@ -162,3 +149,33 @@ class Sampler:
                 f"an image must be {size} x {size} px RGB, got an array of {segment.shape}"
             )
         return self.encode_images([segment])[0]
+
+
+class Sampler(Processor):
+    """Answers batches of prompts; calls from several threads do not touch each other."""
+
+    package: Package
+
+    def __init__(self, package: Package) -> None:
+        super().__init__(package)
+
+    def sample(
+        self,
+        requests: Sequence[Request],
+        *,
+        watch: Watch | None = None,
+        max_rows: int | None = None,
+    ) -> list[Sample]:
+        """Answers requests together; see `engine.generate`."""
+        stops = any(request.params.stop for request in requests)
+        results = generate(
+            self.package.model,
+            self.package.config,
+            requests,
+            watch=watch,
+            decode=self.package.tokenizer.decode if stops else None,
+            max_rows=max_rows,
+        )
+        drawn = [part for one in results for part in one.parts if isinstance(part, ImagePart)]
+        pixels = iter(self.pixels_of(drawn))
+        return [self.sample_of(result, pixels) for result in results]

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from transfusion.sample.reading import ImagePart
-from transfusion.sample.sampler import DECODED_AT_ONCE, Pixels, Sampler
+from transfusion.sample.sampler import DECODED_AT_ONCE, Pixels, Processor
 
 T = TypeVar("T")
 
@@ -20,8 +20,8 @@ T = TypeVar("T")
 class Decoder:
     """Decodes for many callers."""
 
-    def __init__(self, sampler: Sampler, *, threads: int) -> None:
-        self._sampler = sampler
+    def __init__(self, processor: Processor, *, threads: int) -> None:
+        self._processor = processor
         self._waiting: deque[tuple[ImagePart, asyncio.Future[Pixels]]] = deque()
         self._worker: asyncio.Task[None] | None = None
         self._thread, self._reader = (
@@ -57,7 +57,7 @@ class Decoder:
             batch = [(part, future) for part, future in batch if not future.done()]
             try:
                 parts = [part for part, _ in batch]
-                pixels = await loop.run_in_executor(self._thread, self._sampler.pixels_of, parts)
+                pixels = await loop.run_in_executor(self._thread, self._processor.pixels_of, parts)
             except Exception as error:
                 # Every caller of the batch gets it.
                 for _, future in batch:

@@ -36,7 +36,7 @@ def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
         digests=tuple(digests),
         headers={
             "X-Model-Id": service.package.name,
-            "X-Model-Digest": service.sampler.package.digest,
+            "X-Model-Digest": service.processor.package.digest,
             "X-Model-Lineage": service.package.trained_by or "unknown",
         },
     )

@@ -1,19 +1,17 @@
-"""The engine on a thread of its own beside the event loop: requests in, events out.
+"""Asking an engine from the event loop: requests in, events out.
 
 A request joins at the next step. Whoever stops listening (gone, or out of time) gives up what was asked for, and
-its slots are free at the next step. A step that fails is told to all that were under way, and the loop goes on.
+its slots are free at the next step. Where the steps are taken is a `Runner`'s: a thread of this process, or a
+process of the engine's own.
 """
 
 import asyncio
-import logging
-import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
-import torch
-
-from transfusion.sample.engine import Engine
 from transfusion.sample.events import (
     Begun,
     Ended,
@@ -23,10 +21,9 @@ from transfusion.sample.events import (
     ImagePreview,
     TextWritten,
 )
+from transfusion.sample.jobs import Listener
 from transfusion.sample.rows import Request
 from transfusion.serve.metrics import Metrics
-
-logger = logging.getLogger("transfusion.serve")
 
 Events = AsyncIterator[tuple[int, Event]]
 """(number of the request, what came of it), until all have ended or one has failed."""
@@ -36,27 +33,63 @@ class QueueFullError(Exception):
     """More waits than may wait."""
 
 
-class EngineLoop:
-    """Steps while there is something to do."""
+class EngineGoneError(Exception):
+    """The engine has died with what it was at; the replica will be started again."""
 
-    def __init__(self, engine: Engine, *, max_queued: int, threads: int, metrics: Metrics) -> None:
-        self.engine = engine
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step of the engine did."""
+
+    seconds: float
+    rows: int
+    """Requests that it advanced."""
+    positions: int
+    """That passed the transformer."""
+
+
+@runtime_checkable
+class Runner(Protocol):
+    """Takes the engine's steps while there is something to do."""
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that have not joined."""
+
+    @property
+    def step_age_s(self) -> float:
+        """For how long the step under way has been so; 0 between steps."""
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether nobody steps any more, though somebody should."""
+
+    def submit(self, requests: Sequence[Request], listener: Listener) -> Any:
+        """Queues requests; returns what `cancel` is given. The listener is told on another thread."""
+
+    def cancel(self, ticket: Any) -> None:
+        """Gives up what has not ended of some requests, before the next step."""
+
+    def close(self) -> None:
+        """Stops stepping."""
+
+
+class EngineLoop:
+    """What callers share: the queue's limit, and what is counted of their waiting."""
+
+    def __init__(self, runner: Runner, *, max_queued: int, metrics: Metrics) -> None:
+        self.runner = runner
         self._max_queued = max_queued
-        self._threads = threads
         self._metrics = metrics
-        self._wake = threading.Event()
-        self._closing = False
-        self._thread: threading.Thread | None = None
-        self._step_began: float | None = None
 
     @property
     def num_queued(self) -> int:
         """Requests that wait."""
-        return self.engine.num_waiting
+        return self.runner.num_waiting
 
     def is_full(self, count: int) -> bool:
         """Whether so many more may not wait. Any one caller's requests may where none does, however many."""
-        waiting = self.engine.num_waiting
+        waiting = self.runner.num_waiting
         return waiting > 0 and waiting + count > self._max_queued
 
     @asynccontextmanager
@@ -69,73 +102,30 @@ class EngineLoop:
         if self.is_full(len(requests)):
             self._metrics.rejected(len(requests))
             raise QueueFullError
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
-            self._thread.start()
         here = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         waits = _Waits(self._metrics)
+        unfinished = set(range(len(requests)))
 
         def tell(index: int, event: Event) -> None:
             waits.seen(index, event)
+            if isinstance(event, Ended):
+                unfinished.discard(index)
             # The caller's loop may be gone with its server.
             if not isinstance(event, Begun) and not here.is_closed():
                 here.call_soon_threadsafe(queue.put_nowait, (index, event))
 
-        jobs = self.engine.submit(requests, tell)
-        self._wake.set()
+        ticket = self.runner.submit(requests, tell)
         try:
             yield _events(queue, len(requests))
         finally:
-            unfinished = [job for job in jobs if job.result is None]
-            for job in unfinished:
-                self.engine.cancel(job)
+            if unfinished:
+                self.runner.cancel(ticket)
             self._metrics.cancelled(len(unfinished))
 
     def close(self) -> None:
         """Stops stepping."""
-        self._closing = True
-        self._wake.set()
-        if self._thread is not None:
-            self._thread.join(timeout=10)
-
-    @property
-    def step_age_s(self) -> float:
-        """For how long the step under way has been so; 0 between steps."""
-        began = self._step_began
-        return 0.0 if began is None else time.perf_counter() - began
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether nobody steps any more, though somebody should."""
-        return self._thread is not None and not self._closing and not self._thread.is_alive()
-
-    def _run(self) -> None:
-        torch.set_num_threads(self._threads)
-        self._metrics.max_rows(self.engine.max_rows)
-        counts = self.engine.counts
-        while True:
-            # In this order no wake-up is lost between the two.
-            self._wake.clear()
-            if self._closing:
-                return
-            rows, positions = counts.rows, counts.positions
-            self._step_began = began = time.perf_counter()
-            try:
-                worked = self.engine.step()
-            except Exception as error:
-                logger.exception("a step of the engine failed")
-                worked = True
-                for job in self.engine.abandon():
-                    job.listener(job.index, Failed(error))
-            self._step_began = None
-            self._metrics.queued(self.engine.num_waiting)
-            if worked:
-                self._metrics.step(time.perf_counter() - began)
-                self._metrics.rows(counts.rows - rows)
-                self._metrics.positions(counts.positions - positions)
-            else:
-                self._wake.wait()
+        self.runner.close()
 
 
 async def _events(queue: asyncio.Queue[tuple[int, Event]], count: int) -> Events:
@@ -163,3 +153,12 @@ class _Waits:
         elif index not in self._seen and isinstance(event, (TextWritten, ImagePreview, ImageDrawn)):
             self._seen.add(index)
             self._metrics.first(waited, "text" if isinstance(event, TextWritten) else "image")
+
+
+def count_step(metrics: Metrics, step: Step | None, *, num_waiting: int) -> None:
+    """Counts what a step did, where there was anything to do."""
+    metrics.queued(num_waiting)
+    if step is not None:
+        metrics.step(step.seconds)
+        metrics.rows(step.rows)
+        metrics.positions(step.positions)

@@ -101,9 +101,9 @@ class Replica:
         """Raises RuntimeError when the engine has been at one step for too long, or its thread has died."""
         if self._served is None:
             return
-        if self.service.loop.is_dead:
-            raise RuntimeError("the engine's thread has died; the replica is started again")
-        stuck_s = self.service.loop.step_age_s
+        if self.service.loop.runner.is_dead:
+            raise RuntimeError("the engine has died; the replica is started again")
+        stuck_s = self.service.loop.runner.step_age_s
         if stuck_s > self._endpoint.step_timeout_s:
             raise RuntimeError(
                 f"a step of the engine takes {stuck_s:.0f} s: must be at most "

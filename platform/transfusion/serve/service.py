@@ -11,50 +11,53 @@ from typing import Any
 import torch
 
 from transfusion.errors import SpecError
-from transfusion.package.load import load_package
+from transfusion.package.load import load_parts
 from transfusion.sample.engine import Engine
 from transfusion.sample.events import Ended, Event, ImageDrawn, ImagePreview
 from transfusion.sample.memory import keep_freed_memory
 from transfusion.sample.params import MAX_SEED, SamplingParams, params_with
 from transfusion.sample.reading import ImagePart
 from transfusion.sample.rows import Request, check_request
-from transfusion.sample.sampler import Given, Pixels, Sample, Sampler
+from transfusion.sample.sampler import Given, Pixels, Processor, Sample, Sampler
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.deadline import Deadline
 from transfusion.serve.decoder import Decoder
 from transfusion.serve.errors import ApiError
-from transfusion.serve.loop import EngineLoop, QueueFullError
+from transfusion.serve.loop import EngineGoneError, EngineLoop, QueueFullError, Runner
+from transfusion.serve.messages import EngineArgs
 from transfusion.serve.metrics import Metrics
+from transfusion.serve.process import EngineProcess
 from transfusion.serve.start import StartClock
-
-WARM_UP_STEPS = 3
-"""The prompt, what opens an image, and one more: from there on steps have the same shapes."""
+from transfusion.serve.stepping import ThreadRunner
 
 
 class Service:
     """One model behind all endpoints of a replica."""
 
     def __init__(
-        self, sampler: Sampler, config: EndpointConfig, *, metrics: Metrics | None = None
+        self,
+        processor: Processor,
+        config: EndpointConfig,
+        *,
+        runner: Runner | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
-        self.sampler = sampler
+        """Over an engine that runs.
+
+        Args:
+            runner: When left out, a thread of this process, for which `processor` must be a sampler.
+        """
+        self.processor = processor
         self.config = config
-        self.package = sampler.package.config
+        self.package = processor.package.config
         self.created = int(time.time())
         self.metrics = metrics or Metrics()
         self.is_new_model_refused = False
-        self.decoder = Decoder(sampler, threads=config.threads)
-        self.loop = EngineLoop(
-            Engine(
-                sampler.package.model,
-                self.package,
-                max_rows=config.max_batch_size,
-                decode=sampler.package.tokenizer.decode,
-            ),
-            max_queued=config.max_queued_samples,
-            threads=config.threads,
-            metrics=self.metrics,
-        )
+        self.decoder = Decoder(processor, threads=config.threads)
+        if runner is None:
+            assert isinstance(processor, Sampler), "without a runner the model must be here"
+            runner = self._on_a_thread(processor)
+        self.loop = EngineLoop(runner, max_queued=config.max_queued_samples, metrics=self.metrics)
 
     @staticmethod
     def load(
@@ -64,38 +67,47 @@ class Service:
         metrics: Metrics | None = None,
         clock: StartClock | None = None,
     ) -> "Service":
-        """Loads and verifies a package, and takes its first steps."""
+        """Verifies a package and loads it: its model in a process of the engine's own, the rest here.
+
+        Raises:
+            ArtifactError: A file is missing, was altered or does not fit the config; it is named.
+        """
         keep_freed_memory()
-        clock = clock or StartClock(is_first=False)
+        metrics, clock = metrics or Metrics(), clock or StartClock(is_first=False)
         began = time.perf_counter()
         device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        package = load_package(
-            folder, weights=config.weights, device=device, precision=config.precision
+        engine = EngineProcess(
+            EngineArgs(
+                folder=folder,
+                weights=config.weights,
+                device=device,
+                precision=config.precision,
+                max_rows=config.max_batch_size,
+                threads=config.threads,
+            ),
+            metrics=metrics,
         )
-        service = Service(Sampler(package), config, metrics=metrics)
-        loaded = time.perf_counter()
-        service.warm_up()
-        clock.add("weights", loaded - began)
-        clock.add("warm_up", time.perf_counter() - loaded)
-        return service
+        try:
+            processor = Processor(load_parts(folder, device=device))
+            processor.warm_up()
+            warm_up_s = engine.wait_until_ready()
+        except BaseException:
+            engine.close()
+            raise
+        clock.add("weights", time.perf_counter() - began - warm_up_s)
+        clock.add("warm_up", warm_up_s)
+        return Service(processor, config, runner=engine, metrics=metrics)
 
-    def warm_up(self) -> None:
-        """Takes the first steps of a picture and of a text, which grow what later ones find, and decodes once."""
-        torch.set_num_threads(self.config.threads)
-        package, engine = self.package, self.loop.engine
-        each = [self.params(modalities=(kind,)) for kind in ("image", "text")]
-        jobs = engine.submit([self.sampler.request(["a"], one) for one in each])
-        for _ in range(WARM_UP_STEPS):
-            engine.step()
-        for job in jobs:
-            engine.cancel(job)
-        engine.step()
-        blank = torch.zeros(package.latent_shape)
-        if package.num_codes:
-            blank = torch.zeros(1, package.latent_height, package.latent_width, dtype=torch.long)
-        self.sampler.pixels_of([ImagePart(blank)])
+    def _on_a_thread(self, sampler: Sampler) -> ThreadRunner:
+        engine = Engine(
+            sampler.package.model,
+            self.package,
+            max_rows=self.config.max_batch_size,
+            decode=sampler.package.tokenizer.decode,
+        )
+        return ThreadRunner(engine, threads=self.config.threads, metrics=self.metrics)
 
     def params(self, **chosen: Any) -> SamplingParams:
         """The defaults of endpoint and package with what a caller chose.
@@ -136,7 +148,7 @@ class Service:
         if len(texts) == len(segments) and not "".join(texts).strip():
             raise ApiError(400, f"{param}: must not be empty", param=param)
         check_unicode([*texts, negative_prompt or ""], param)
-        first = self.sampler.request(segments, each[0], negative_prompt=negative_prompt or "")
+        first = self.processor.request(segments, each[0], negative_prompt=negative_prompt or "")
         requests = [Request(first.prompt, one, first.negative_prompt) for one in each]
         for request in requests:
             try:
@@ -206,7 +218,7 @@ class Service:
             async with deadline.kept():
                 for index in range(len(requests)):
                     drawn = [await images[key] for key in sorted(images) if key[0] == index]
-                    samples.append(self.sampler.sample_of(results[index], iter(drawn)))
+                    samples.append(self.processor.sample_of(results[index], iter(drawn)))
             return samples
         finally:
             for decoding in images.values():
@@ -218,7 +230,7 @@ class Service:
         """What comes of a caller's requests, as it comes; whoever stops reading gives them up.
 
         Raises:
-            ApiError: The server is full (429), or takes too long (408).
+            ApiError: The server is full (429), takes too long (408), or its engine has died (503).
         """
         deadline = deadline or self.deadline()
         try:
@@ -234,6 +246,13 @@ class Service:
                     yield told
         except QueueFullError as error:
             raise self._busy() from error
+        except EngineGoneError as error:
+            raise ApiError(
+                503,
+                "the engine has died and is started again; ask again",
+                code="engine_gone",
+                headers={"Retry-After": str(self.config.retry_after_s)},
+            ) from error
 
     async def pixels(self, event: ImageDrawn | ImagePreview) -> Pixels:
         """An image that is done, or as it would be now."""
@@ -245,7 +264,7 @@ class Service:
         self.loop.close()
         self.decoder.close()
         # FastAPI remembers endpoints, and they this: what is heavy must not be held by it.
-        del self.loop, self.decoder, self.sampler
+        del self.loop, self.decoder, self.processor
 
 
 def check_unicode(texts: Sequence[str], param: str) -> None:

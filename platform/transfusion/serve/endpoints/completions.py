@@ -79,7 +79,7 @@ class _Answer:
         return prompt if isinstance(prompt, str) else self._text(prompt)
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self.service.sampler.package.tokenizer.decode(ids)
+        return self.service.processor.package.tokenizer.decode(ids)
 
     def whole(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Everything at once."""
@@ -160,7 +160,7 @@ def _check_context(prompts: Sequence[Prompt], max_tokens: int, service: Service)
         is_short = len(prompt) <= 32 * context
         if is_short:
             length = (
-                service.sampler.num_positions(prompt)
+                service.processor.num_positions(prompt)
                 if isinstance(prompt, str)
                 else len(prompt) + 1
             )

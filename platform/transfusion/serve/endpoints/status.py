@@ -40,7 +40,7 @@ def routes(service: Service) -> APIRouter:
             "owned_by": "transfusion",
             "image_size": f"{package.image_size_px}x{package.image_size_px}",
             "max_model_len": package.sequence_length,
-            "digest": service.sampler.package.digest,
+            "digest": service.processor.package.digest,
         }
 
     return router

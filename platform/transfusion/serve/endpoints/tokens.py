@@ -14,7 +14,7 @@ from transfusion.serve.service import Service, check_token_ids, check_unicode
 def routes(service: Service) -> APIRouter:
     """The endpoint's routes."""
     router = APIRouter()
-    package, tokenizer = service.package, service.sampler.package.tokenizer
+    package, tokenizer = service.package, service.processor.package.tokenizer
 
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:

@@ -1,0 +1,186 @@
+"""The engine in a process of its own: its steps do not wait for HTTP, whose interpreter is another.
+
+The two talk over a pair of sockets, in pickles. To the engine go requests and what is given up; back comes one
+message a step, with what was told of requests and what the step did. When either end is gone the other notices:
+the engine's process ends, and callers hear that their request failed.
+"""
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+from transfusion.errors import ArtifactError
+from transfusion.sample.events import Ended, Event, Failed
+from transfusion.sample.jobs import Listener
+from transfusion.sample.rows import Request
+from transfusion.serve.loop import EngineGoneError, count_step
+from transfusion.serve.messages import (
+    Cancel,
+    EngineArgs,
+    Refused,
+    Stepped,
+    Submit,
+    receive,
+    send,
+)
+from transfusion.serve.metrics import Metrics
+
+
+class EngineProcess:
+    """A `Runner` whose engine is in a process beside this one."""
+
+    def __init__(self, args: EngineArgs, *, metrics: Metrics) -> None:
+        """Starts the process; `wait_until_ready` before anything is asked."""
+        self._metrics = metrics
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(  # noqa: S603 our own module
+                [sys.executable, "-m", "transfusion.serve.engine_process", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                # As Ray, pytest or a notebook have extended it.
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            )
+        self._connection = Connection(ours.detach())
+        self._sending = threading.Lock()
+        self._tickets = itertools.count()
+        self._asked: dict[int, _Asked] = {}
+        self._lock = threading.Lock()
+        self._heard_at = time.perf_counter()
+        self._is_closing = False
+        self._is_dead = False
+        self._max_rows = args.max_rows
+        self._send(args)
+
+    @property
+    def pid(self) -> int:
+        """Of the engine's process."""
+        return self._process.pid
+
+    def wait_until_ready(self) -> float:
+        """Returns the seconds of its warm-up.
+
+        Raises:
+            ArtifactError: The model cannot be loaded.
+            RuntimeError: The process ended; its log says why.
+        """
+        try:
+            told = receive(self._connection)
+        except EOFError:
+            raise RuntimeError(
+                f"the engine's process ended at its start with status {self._process.wait()}"
+            ) from None
+        if isinstance(told, Refused):
+            self.close()
+            raise ArtifactError(told.message)
+        self._metrics.max_rows(self._max_rows)
+        threading.Thread(target=self._listen, name="engine events", daemon=True).start()
+        return float(told.warm_up_s)
+
+    @property
+    def num_waiting(self) -> int:
+        """See `Runner`."""
+        with self._lock:
+            return sum(len(one.waiting) for one in self._asked.values())
+
+    @property
+    def step_age_s(self) -> float:
+        """See `Runner`; the way here and back is counted in."""
+        with self._lock:
+            return time.perf_counter() - self._heard_at if self._asked else 0.0
+
+    @property
+    def is_dead(self) -> bool:
+        """See `Runner`."""
+        return self._is_dead
+
+    def submit(self, requests: Sequence[Request], listener: Listener) -> int:
+        """See `Runner`."""
+        ticket = next(self._tickets)
+        with self._lock:
+            if not self._asked:
+                self._heard_at = time.perf_counter()
+            self._asked[ticket] = _Asked(listener, len(requests))
+        self._send(Submit(ticket, requests))
+        if self._is_dead:
+            # Nobody reads any more that it is.
+            self._fail()
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """See `Runner`."""
+        with self._lock:
+            self._asked.pop(ticket, None)
+        self._send(Cancel(ticket))
+
+    def close(self) -> None:
+        """See `Runner`."""
+        self._is_closing = True
+        # It keeps nothing that would have to be put away; `_listen` reads that it is gone.
+        self._process.kill()
+        self._process.wait()
+
+    def _send(self, message: Any) -> None:
+        with self._sending:
+            try:
+                send(self._connection, message)
+            except OSError:
+                # The engine is gone: `_listen` notices too, and tells those who wait.
+                self._is_dead = not self._is_closing
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                told = receive(self._connection)
+            except (EOFError, OSError):
+                break
+            self._hear(told)
+        self._is_dead = not self._is_closing
+        self._fail()
+
+    def _hear(self, told: Stepped) -> None:
+        self._heard_at = time.perf_counter()
+        for ticket, index, event in told.told:
+            with self._lock:
+                asked = self._asked.get(ticket)
+                if asked is None:
+                    continue
+                asked.seen(index, event)
+                if not asked.unfinished:
+                    del self._asked[ticket]
+            asked.listener(index, event)
+        count_step(self._metrics, told.step, num_waiting=self.num_waiting)
+
+    def _fail(self) -> None:
+        """Nothing comes any more of what was asked."""
+        with self._lock:
+            left, self._asked = self._asked, {}
+        for asked in left.values():
+            for index in asked.unfinished:
+                asked.listener(index, Failed(EngineGoneError()))
+
+
+@dataclass(slots=True)
+class _Asked:
+    """Requests that were submitted together."""
+
+    listener: Listener
+    count: int
+    waiting: set[int] = field(init=False)
+    unfinished: set[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.waiting, self.unfinished = set(range(self.count)), set(range(self.count))
+
+    def seen(self, index: int, event: Event) -> None:
+        """Something came of one."""
+        self.waiting.discard(index)
+        if isinstance(event, (Ended, Failed)):
+            self.unfinished.discard(index)
