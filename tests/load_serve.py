@@ -5,9 +5,9 @@
     python -m tests.load_serve curve
 
 `saturation`: requests a second (pictures and texts, half of each) of a bare engine and over HTTP, through Serve,
-in turns. `overload`: the latency of what is admitted at saturation and at ten times that load, refusals, and the
-memory of the replica. `curve`: a load that rises and falls; replicas follow, and no request fails; how long each
-part of a replica's start took. Callers are in a process of their own, as they are in life.
+in turns. `overload`: the latency of what is admitted at saturation, and when ten times as many requests arrive as
+are answered there; refusals, and the replica's memory. `curve`: a load that rises and falls; replicas follow, and
+no request fails; how long each part of a replica's start took. Callers have a process of their own, as in life.
 """
 
 import argparse
@@ -144,35 +144,65 @@ class Seen:
         ]
 
 
-async def _load(address: str, *, callers: int, seconds: float, pause_s: float) -> Seen:
-    seen, source = Seen(), bodies()
-    began = time.perf_counter()
-    warm_until, until = began + min(2.0, seconds / 5), began + seconds
+class _Asking:
+    """Asks, and counts what is answered between two moments."""
 
-    async def call(client: httpx.AsyncClient) -> None:
-        while time.perf_counter() < until:
-            path, body = next(source)
-            asked = time.perf_counter()
-            got = await client.post(path, json=body)
-            now = time.perf_counter()
-            if got.status_code == 429:
-                seen.without_retry_after += "retry-after" not in got.headers
-                await asyncio.sleep(pause_s)
-            if warm_until <= now <= until:
-                seen.codes[got.status_code] += 1
-                if got.is_success:
-                    seen.latencies_s.append(now - asked)
+    def __init__(self, client: httpx.AsyncClient, seconds: float) -> None:
+        self._client = client
+        self._bodies = bodies()
+        began = time.perf_counter()
+        self._warm_until, self.until = began + min(2.0, seconds / 5), began + seconds
+        self.seen = Seen(seconds=self.until - self._warm_until)
 
+    async def once(self) -> int:
+        """The status of the next answer."""
+        path, body = next(self._bodies)
+        asked = time.perf_counter()
+        got = await self._client.post(path, json=body)
+        now = time.perf_counter()
+        if self._warm_until <= now <= self.until:
+            self.seen.codes[got.status_code] += 1
+            if got.is_success:
+                self.seen.latencies_s.append(now - asked)
+            elif got.status_code == 429:
+                self.seen.without_retry_after += "retry-after" not in got.headers
+        return got.status_code
+
+
+async def _callers(address: str, *, callers: int, seconds: float) -> Seen:
     limits = httpx.Limits(max_connections=callers)
     async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
-        await asyncio.gather(*(call(client) for _ in range(callers)))
-    seen.seconds = until - warm_until
-    return seen
+        asking = _Asking(client, seconds)
+
+        async def call() -> None:
+            while time.perf_counter() < asking.until:
+                if await asking.once() == 429:
+                    await asyncio.sleep(1)
+
+        await asyncio.gather(*(call() for _ in range(callers)))
+    return asking.seen
 
 
-def load(address: str, *, callers: int, seconds: float, pause_s: float = 0.5) -> Seen:
-    """A number of callers who ask again as soon as they are answered, or after a pause when refused."""
-    return asyncio.run(_load(address, callers=callers, seconds=seconds, pause_s=pause_s))
+async def _arrivals(address: str, *, rate: float, seconds: float) -> Seen:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=address, timeout=300, limits=limits) as client:
+        asking = _Asking(client, seconds)
+        async with asyncio.TaskGroup() as group:
+            began = time.perf_counter()
+            for number in range(int(rate * seconds)):
+                await asyncio.sleep(began + number / rate - time.perf_counter())
+                group.create_task(asking.once())
+    return asking.seen
+
+
+def load(address: str, *, callers: int, seconds: float) -> Seen:
+    """A number of callers who ask again as soon as they are answered, or after a second when refused."""
+    return asyncio.run(_callers(address, callers=callers, seconds=seconds))
+
+
+def offer(address: str, *, rate: float, seconds: float) -> Seen:
+    """So many requests a second, whatever becomes of those before."""
+    return asyncio.run(_arrivals(address, rate=rate, seconds=seconds))
 
 
 class Apart:
@@ -206,15 +236,15 @@ def start(package: Path, resources: ServeResources) -> str:
 
 
 def replica_rss_mib() -> float:
-    """Memory of the replica's process."""
+    """Memory of the replica's two processes."""
     import psutil
 
-    found = [
-        one.memory_info().rss
-        for one in psutil.process_iter()
-        if "ServeReplica" in " ".join(one.cmdline() or [one.name()])
-    ]
-    return sum(found) / 2**20
+    found = 0
+    for one in psutil.process_iter():
+        named = " ".join(one.cmdline() or [one.name()])
+        if "ServeReplica" in named or "transfusion.serve.engine_process" in named:
+            found += one.memory_info().rss
+    return found / 2**20
 
 
 def saturation(package: Path, *, seconds: float, turns: int) -> bool:
@@ -240,7 +270,7 @@ def overload(package: Path, *, seconds: float) -> bool:
             load, address, callers=BATCH + QUEUED, seconds=max(30, seconds / 10)
         )
         under_way = callers.begin(
-            load, address, callers=OVERLOAD * (BATCH + QUEUED), seconds=seconds
+            offer, address, rate=OVERLOAD * at_saturation.rate, seconds=seconds
         )
         memory = []
         while not under_way.done():
