@@ -54,6 +54,7 @@ class EngineProcess:
         self._asked: dict[int, _Asked] = {}
         self._lock = threading.Lock()
         self._heard_at = time.perf_counter()
+        self._is_idle = True
         self._is_closing = False
         self._is_dead = False
         self._max_rows = args.max_rows
@@ -93,8 +94,8 @@ class EngineProcess:
     @property
     def step_age_s(self) -> float:
         """See `Runner`; the way here and back is counted in."""
-        with self._lock:
-            return time.perf_counter() - self._heard_at if self._asked else 0.0
+        # Callers who gave up do not make a step that hangs an end.
+        return 0.0 if self._is_idle else time.perf_counter() - self._heard_at
 
     @property
     def is_dead(self) -> bool:
@@ -105,8 +106,8 @@ class EngineProcess:
         """See `Runner`."""
         ticket = next(self._tickets)
         with self._lock:
-            if not self._asked:
-                self._heard_at = time.perf_counter()
+            if self._is_idle:
+                self._heard_at, self._is_idle = time.perf_counter(), False
             self._asked[ticket] = _Asked(listener, len(requests))
         self._send(Submit(ticket, requests))
         if self._is_dead:
@@ -146,7 +147,9 @@ class EngineProcess:
         self._fail()
 
     def _hear(self, told: Stepped) -> None:
-        self._heard_at = time.perf_counter()
+        with self._lock:
+            self._heard_at = time.perf_counter()
+            self._is_idle = told.step is None and not self._asked
         for ticket, index, event in told.told:
             with self._lock:
                 asked = self._asked.get(ticket)
