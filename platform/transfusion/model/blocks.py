@@ -47,8 +47,10 @@ def rotate(x: Float[Tensor, "b h n e"], by: Rotation) -> Float[Tensor, "b h n e"
         return torch.addcmul(x * by.cos, x.roll(half, dims=-1), by.sin)
     # The same without a rolled copy: in place, which a derivative would have to undo.
     turned = x * by.cos
-    turned[..., :half].addcmul_(x[..., half:], by.sin[..., :half])
-    turned[..., half:].addcmul_(x[..., :half], by.sin[..., half:])
+    (first, second), (of_first, of_second) = x.chunk(2, dim=-1), by.sin.chunk(2, dim=-1)
+    to_first, to_second = turned.chunk(2, dim=-1)
+    to_first.addcmul_(second, of_first)
+    to_second.addcmul_(first, of_second)
     return turned
 
 
@@ -144,10 +146,13 @@ class Block(Layer):
         """
         config, image = self.config, self.image
         every = each_by_its_own(self.heads, image and image.heads, x, rows)
-        heads = rearrange(every, "b n (h e) -> b h n e", e=config.head_dim)
-        turned, v = heads.split([config.num_heads + config.kv_heads, config.kv_heads], dim=1)
+        # b h n e; by hand, for a step of one token would feel einops.
+        heads = every.view(*every.shape[:2], -1, config.head_dim).transpose(1, 2)
+        turned, v = heads.split_with_sizes(
+            [config.num_heads + config.kv_heads, config.kv_heads], dim=1
+        )
         # One rotation of queries and keys together: half the passes over memory.
-        q, k = rotate(turned, by).split([config.num_heads, config.kv_heads], dim=1)
-        seen = rearrange(attend(q, k, v), "b h n e -> b n (h e)")
+        q, k = rotate(turned, by).split_with_sizes([config.num_heads, config.kv_heads], dim=1)
+        seen = attend(q, k, v).transpose(1, 2).flatten(2)
         x = x + each_by_its_own(self.mixed, image and image.mixed, seen, rows)
         return x + each_by_its_own(self.fed, image and image.fed, x, rows)
