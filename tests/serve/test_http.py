@@ -193,6 +193,10 @@ def test_a_bug_is_no_story_for_the_caller(sampler: Sampler, monkeypatch) -> None
         answer = client.post(IMAGES, json={"prompt": "x"})
         assert answer.status_code == 500
         assert "division" not in answer.text
+        assert answer.json()["error"]["type"] == "server_error"
+        # Also such an answer says which model it is of.
+        assert answer.headers["x-model-digest"] == sampler.package.digest
+        assert answer.headers["x-request-id"]
     assert client.post(IMAGES, json={"prompt": "x"}).status_code == 200
 
 
@@ -326,18 +330,26 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
         request = image_request(sampler)
         tasks = [asyncio.create_task(service.ask([request]))]
         await asyncio.sleep(0.1)  # until the first is under way
-        tasks += [asyncio.create_task(service.ask([request])) for _ in range(2)]
+        transport = httpx.ASGITransport(app=make_app(service))
+        client = httpx.AsyncClient(transport=transport, base_url="http://here")
+        monkeypatch.setattr(service.decoder, "aside", None)  # where requests are made ready
+
+        async def is_refused(path: str, prompt: str | list[str]) -> None:
+            answer = await client.post(path, json={"prompt": prompt})
+            assert answer.status_code == 429
+            assert int(answer.headers["retry-after"]) > 0
+
+        tasks.append(asyncio.create_task(service.ask([request])))
+        await asyncio.sleep(0.1)
+        await is_refused(COMPLETIONS, ["one", "two, for which there is no room"])
+        tasks.append(asyncio.create_task(service.ask([request])))
         await asyncio.sleep(0.1)
         with pytest.raises(ApiError) as refused:
             await service.ask([request])
         assert refused.value.status == 429
-        transport = httpx.ASGITransport(app=make_app(service))
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
-            monkeypatch.setattr(service.decoder, "aside", None)  # where requests are made ready
-            for path in (IMAGES, COMPLETIONS):
-                answer = await client.post(path, json={"prompt": "x"})
-                assert answer.status_code == 429
-                assert int(answer.headers["retry-after"]) > 0
+        for path in (IMAGES, COMPLETIONS):
+            await is_refused(path, "x")
+        await client.aclose()
         for task in tasks:
             task.cancel()
         await asyncio.sleep(0.2)

@@ -114,7 +114,9 @@ def test_an_oversized_body_is_refused_and_the_server_goes_on(address: str) -> No
         assert answer.json()["error"]["code"] == "request_too_large"
     except (httpx.WriteError, httpx.RemoteProtocolError):
         pass  # the server hung up while we were still sending
-    assert httpx.get(f"{address}/health", timeout=30).json()["status"] == "ok"
+    health = httpx.get(f"{address}/health", timeout=30)
+    assert health.json()["status"] == "ok"
+    assert len(health.headers.get_list("x-request-id")) == 1
 
 
 @pytest.mark.ray

@@ -20,8 +20,10 @@ from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.engine import Engine
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.guards import KEYS
 from transfusion.serve.process import EngineProcess
 from transfusion.serve.replica import Replica, ReplicaConfig
+from transfusion.serve.service import Service
 from transfusion.serve.start import PARTS
 from transfusion.serve.stepping import warm_up
 
@@ -157,7 +159,15 @@ def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path)
                 replica.check()
             os.kill(engine.pid, signal.SIGCONT)
             await drawing
-        replica.check()
+            replica.check()
+            # Nor does it help that those who asked have gone.
+            os.kill(engine.pid, signal.SIGSTOP)
+            gone = asyncio.create_task(draw(client))
+            await asyncio.sleep(ENDPOINT.step_timeout_s / 2)
+            gone.cancel()
+            await asyncio.sleep(2 * ENDPOINT.step_timeout_s)
+            with pytest.raises(RuntimeError, match="a step of the engine takes"):
+                replica.check()
         replica.service.close()
 
     asyncio.run(scene())
@@ -184,6 +194,17 @@ def test_a_request_whose_engine_is_killed_fails_at_once_and_the_replica_is_unwel
         replica.service.close()
 
     asyncio.run(scene())
+
+
+def test_the_engine_gets_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(KEYS, "sk-canary")
+    monkeypatch.setenv("KEPT", "as-it-was")
+    service = Service.load(package(tmp_path), ENDPOINT)
+    assert isinstance(service.loop.runner, EngineProcess)
+    environment = Path(f"/proc/{service.loop.runner.pid}/environ").read_bytes()
+    service.close()
+    assert b"KEPT=as-it-was" in environment
+    assert b"canary" not in environment
 
 
 def test_an_engine_does_not_outlive_the_process_that_started_it(tmp_path: Path) -> None:

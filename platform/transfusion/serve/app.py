@@ -73,7 +73,13 @@ class _Replica:
 
     def __init__(self, endpoint: dict[str, Any], digests: tuple[str, ...]) -> None:
         config = EndpointConfig.model_validate(endpoint)
-        self.replica = Replica(config, digests=digests, metrics=Metrics(RayInstruments()))
+        self.replica = Replica(
+            config,
+            digests=digests,
+            metrics=Metrics(RayInstruments()),
+            # Serve's proxy names every request itself.
+            tells_request_id=False,
+        )
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         await self.replica.take(ReplicaConfig.model_validate(user_config))

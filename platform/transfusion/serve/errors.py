@@ -60,6 +60,10 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
+BUG = ApiError(500, "the server failed on this request; its log says why")
+"""What a caller hears of a fault that is ours."""
+
+
 def error_response(error: ApiError) -> JSONResponse:
     """The answer to a request that is at fault, or that we are."""
     return JSONResponse(error_body(error), status_code=error.status, headers=error.headers)
@@ -77,7 +81,7 @@ def error_body(error: ApiError) -> dict[str, Any]:
 
 
 def install(app: FastAPI) -> None:
-    """Answers every error of an app in this shape; a bug's message stays in the log."""
+    """Answers every error of an app in this shape; bugs pass, for the guard to tell of."""
 
     @app.exception_handler(ApiError)
     async def _ours(_: Request, error: ApiError) -> JSONResponse:
@@ -93,10 +97,6 @@ def install(app: FastAPI) -> None:
         if error.status_code in (404, 405):
             message = f"{request.method} {request.url.path}: there is no such endpoint"
         return error_response(ApiError(error.status_code, message, headers=error.headers))
-
-    @app.exception_handler(Exception)
-    async def _bug(_: Request, __: Exception) -> JSONResponse:
-        return error_response(ApiError(500, "the server failed on this request; see its log"))
 
 
 def from_faults(faults: Sequence[Mapping[str, Any]]) -> ApiError:

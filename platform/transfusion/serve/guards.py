@@ -1,8 +1,12 @@
-"""What every request passes before it is parsed: its size, the time it takes to arrive, its key."""
+"""What every request passes before it is parsed: its size, the time it takes to arrive, its key.
+
+And what every answer passes: headers that say who made it, also where a bug did.
+"""
 
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 import time
 import uuid
@@ -11,7 +15,9 @@ from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from transfusion.serve.errors import ApiError, error_response
+from transfusion.serve.errors import BUG, ApiError, error_response
+
+logger = logging.getLogger("transfusion.serve")
 
 KEYS = "TRANSFUSION_API_KEYS"
 """Keys of those who may ask, separated by commas; without it everybody may who reaches the port."""
@@ -39,14 +45,17 @@ class Guard:
         body_timeout_s: float,
         digests: Sequence[str] = (),
         headers: Mapping[str, str] = MappingProxyType({}),
+        tells_request_id: bool = True,
     ) -> None:
         """Wraps an app.
 
         Args:
-            headers: Of every answer, beside the request's id.
+            headers: Of every answer.
+            tells_request_id: Whether answers have an id; where a proxy adds its own there would be two.
         """
         self.app = app
         self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self.tells_request_id = tells_request_id
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
         self.digests = tuple(digests)
@@ -56,7 +65,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = self._telling(send)
+        send = answer = _Answer(send, self._told())
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
             if scope["path"] not in OPEN_PATHS:
@@ -72,20 +81,23 @@ class Guard:
             if body.fault is None:
                 await send(message)
 
-        await self.app(scope, body.receive, sending)
+        try:
+            await self.app(scope, body.receive, sending)
+        except Exception:
+            # What has begun can only break off; the message is no caller's.
+            if answer.has_begun:
+                raise
+            if body.fault is None:
+                logger.exception("%s %s failed", scope["method"], scope["path"].encode())
+            await error_response(body.fault or BUG)(scope, receive, send)
+            return
         if body.fault is not None:
             await error_response(body.fault)(scope, receive, send)
 
-    def _telling(self, send: Send) -> Send:
-        """Adds the headers of every answer."""
-        told = [*self.headers, (b"x-request-id", uuid.uuid4().hex.encode())]
-
-        async def telling(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *told]
-            await send(message)
-
-        return telling
+    def _told(self) -> list[tuple[bytes, bytes]]:
+        if not self.tells_request_id:
+            return self.headers
+        return [*self.headers, (b"x-request-id", uuid.uuid4().hex.encode())]
 
     def _check_key(self, authorization: bytes) -> None:
         if not self.digests:
@@ -105,6 +117,20 @@ class Guard:
     def _check_length(self, declared: bytes) -> None:
         if declared.isdigit() and int(declared) > self.max_body_bytes:
             raise _too_long(self.max_body_bytes)
+
+
+class _Answer:
+    """Sends an answer with the headers of every one."""
+
+    def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        self._send, self._headers = send, headers
+        self.has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            message["headers"] = [*message["headers"], *self._headers]
+        await self._send(message)
 
 
 class _Body:

@@ -19,11 +19,14 @@ ENDPOINTS = (
 )
 
 
-def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
+def make_app(
+    service: Service, *, digests: Sequence[str] = (), tells_request_id: bool = True
+) -> FastAPI:
     """All endpoints behind the guard.
 
     Args:
         digests: sha256 of the keys that may ask; none for everybody.
+        tells_request_id: Whether answers have an id; Ray Serve's proxy adds one itself.
     """
     app = FastAPI(title="Transfusion", docs_url=None, redoc_url=None)
     errors.install(app)
@@ -39,5 +42,6 @@ def make_app(service: Service, *, digests: Sequence[str] = ()) -> FastAPI:
             "X-Model-Digest": service.processor.package.digest,
             "X-Model-Lineage": service.package.trained_by or "unknown",
         },
+        tells_request_id=tells_request_id,
     )
     return app

@@ -21,6 +21,7 @@ from transfusion.errors import ArtifactError
 from transfusion.sample.events import Ended, Event, Failed
 from transfusion.sample.jobs import Listener
 from transfusion.sample.rows import Request
+from transfusion.serve.guards import KEYS
 from transfusion.serve.loop import EngineGoneError, count_step
 from transfusion.serve.messages import (
     Cancel,
@@ -45,8 +46,7 @@ class EngineProcess:
             self._process = subprocess.Popen(  # noqa: S603 our own module
                 [sys.executable, "-m", "transfusion.serve.engine_process", str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
-                # As Ray, pytest or a notebook have extended it.
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                env=_environment(),
             )
         self._connection = Connection(ours.detach())
         self._sending = threading.Lock()
@@ -168,6 +168,14 @@ class EngineProcess:
         for asked in left.values():
             for index in asked.unfinished:
                 asked.listener(index, Failed(EngineGoneError()))
+
+
+def _environment() -> dict[str, str]:
+    """Ours, its path as Ray, pytest or a notebook have extended it; without the keys, which it has no use for."""
+    path = os.pathsep.join(filter(None, sys.path))
+    return {name: value for name, value in os.environ.items() if name != KEYS} | {
+        "PYTHONPATH": path
+    }
 
 
 @dataclass(slots=True)

@@ -51,14 +51,17 @@ class Replica:
         *,
         digests: Sequence[str] = (),
         metrics: Metrics | None = None,
+        tells_request_id: bool = True,
     ) -> None:
         """Loads nothing yet.
 
         Args:
             digests: sha256 of the keys that may ask; none for everybody.
+            tells_request_id: See `make_app`.
         """
         self._endpoint, self._digests = endpoint, tuple(digests)
         self._metrics = metrics or Metrics()
+        self._tells_request_id = tells_request_id
         self._served: _Served | None = None
         # Whatever is mounted here answers; the outer application only starts and stops.
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -89,10 +92,8 @@ class Replica:
         for part, seconds in clock.parts.items():
             self._metrics.start(seconds, part)
         logger.warning("serves %s: %s", config.model, clock)
-        before, self._served = (
-            self._served,
-            _Served(service, make_app(service, digests=self._digests)),
-        )
+        app = make_app(service, digests=self._digests, tells_request_id=self._tells_request_id)
+        before, self._served = self._served, _Served(service, app)
         if before is not None:
             before.is_retired = True
             await self._close_if_unused(before)

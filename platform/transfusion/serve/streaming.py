@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from transfusion.serve.errors import ApiError, error_body
+from transfusion.serve.errors import BUG, ApiError, error_body
 
 logger = logging.getLogger("transfusion.serve")
 
@@ -42,8 +42,7 @@ async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | 
             yield _line(error_body(error), named=False)
         except Exception:
             logger.exception("a stream failed")
-            failed = ApiError(500, "the server failed on this request; its log says why")
-            yield _line(error_body(failed), named=False)
+            yield _line(error_body(BUG), named=False)
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
         if not named:

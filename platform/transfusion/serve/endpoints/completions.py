@@ -30,7 +30,8 @@ def routes(service: Service) -> APIRouter:
     async def complete(
         body: CompletionRequest, timeout_s: AskedTimeout = None
     ) -> dict[str, Any] | Response:
-        deadline = service.admit(body.model, count=body.n or 1, asked_s=timeout_s)
+        count = (body.n or 1) * _num_prompts(body)
+        deadline = service.admit(body.model, count=count, asked_s=timeout_s)
         async with deadline.kept():
             answer = await service.decoder.aside(lambda: _Answer(body, service))
         if body.stream:
@@ -135,6 +136,12 @@ class _Answer:
     def _spelled(self, ids: Sequence[int]) -> str:
         """A token as a string that tells it from every other: ids that spell nothing are named."""
         return self._text(ids) or f"<token {ids[0]}>"
+
+
+def _num_prompts(body: CompletionRequest) -> int:
+    given = body.prompt
+    is_one = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
+    return 1 if is_one else len(given)
 
 
 def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
