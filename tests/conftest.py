@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -50,6 +51,14 @@ def ray_cluster() -> Iterator[None]:
     start_ray(num_cpus=2, log=logging.getLogger("tests"))
     yield
     stop_ray()
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """For thousands of calls whose shapes other tests check: a third of the time."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -20,76 +20,32 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
+from transfusion.train.reading import StoreReader
+from transfusion.train.record import CheckpointRecord, StoredFile
 from transfusion.train.spikes import SpikeMemory
 
 log = logging.getLogger(__name__)
 
-FORMAT = "transfusion.checkpoint/1"
+Answer = TypeVar("Answer")
+
+INDEX = ".metadata"
+"""DCP's file that says what is in which other."""
 
 READ_WITHIN_S = 3600.0
 """A note of reading that is older was left by a process that died."""
-
-
-class StoredFile(BaseModel):
-    """A file of a checkpoint."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    path: str
-    """Relative to the store."""
-    sha256: str
-    bytes: int
-
-
-class CheckpointRecord(BaseModel):
-    """What makes a checkpoint exist."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    format: str = FORMAT
-    fingerprint: str
-    """Of the stage: a record of another identity is refused."""
-    step: int
-    """Updates that the weights have had; also the position in the data: the next step to run."""
-    attempt: str
-    world_size: int
-    files: list[StoredFile]
-    metrics: list[StoredFile]
-    """All rows up to this step, one file a checkpoint on the way here."""
-    skipped: list[int] = []
-    """Steps up to this one that made no update, counted from 0."""
-    spikes: SpikeMemory = SpikeMemory()
-    """What verdicts on later steps depend on, and the stretches of steps that were passed over by going back."""
-
-    digest: str | None = None
-    """sha256 of everything else here; records of before it was kept have none."""
-
-    def sealed(self) -> "CheckpointRecord":
-        """With its digest."""
-        return self.model_copy(update={"digest": self._digest()})
-
-    def faults(self, *, step: int) -> list[str]:
-        """What shows that the record is not as it was written, under the name of a step."""
-        if self.digest not in (None, self._digest()):
-            return ["the record was altered: its sha256 is another"]
-        if self.step != step:
-            return [f"the record is of step {self.step}: it was renamed"]
-        return []
-
-    def _digest(self) -> str:
-        return hashlib.sha256(self.model_dump_json(exclude={"digest"}).encode()).hexdigest()
 
 
 class Checkpoints:
@@ -161,26 +117,28 @@ class Checkpoints:
         return metrics
 
     def newest(self, among: Collection[int] | None = None) -> CheckpointRecord | None:
-        """The newest checkpoint that is whole, or None; rank 0 looks, and tells the others.
+        """The newest checkpoint that is whole, or None; for all ranks, together.
 
-        It stays where it is until `load` has read it.
+        Each rank reads a part of the files: its own, which it will load, where as many ranks wrote them. A
+        checkpoint stays where it is until `load` has read it.
 
         Args:
             among: Steps to choose from; all there are when left out.
         """
-        found: list[CheckpointRecord | None] = [None]
-        if dist.get_rank() == 0:
-            found[0] = self._newest(among)
-        dist.broadcast_object_list(found, src=0)
-        return found[0]
+        for step in agreed(partial(self._steps_down, among)):
+            record, faults = agreed(partial(self._look, step))
+            if record is not None:
+                faults = self._altered_of_all(record.files)
+                if not faults:
+                    return agreed(partial(self._with_whole_rows, record))
+            if dist.get_rank() == 0:
+                self._refuse(step, faults[0])
+        return None
 
     def load(self, state: dict[str, Any], record: CheckpointRecord) -> None:
         """Fills `state` in place from a checkpoint, whatever number of ranks wrote it."""
-        with tempfile.TemporaryDirectory(dir=self._scratch) as staging:
-            for file in record.files:
-                (Path(staging) / Path(file.path).name).symlink_to(self._store.local(file.path))
-            load(state, checkpoint_id=staging)
-            dist.barrier()
+        load(state, storage_reader=StoreReader(self._store, record.files))
+        dist.barrier()
         if dist.get_rank() == 0:
             self._store.delete(self._note)
 
@@ -202,7 +160,7 @@ class Checkpoints:
         return f"{self._folder}/step-{step:06d}.json"
 
     def _commit(self, record: CheckpointRecord) -> None:
-        faults = self._faults([*record.files, *record.metrics], read=False)
+        faults = self._missing([*record.files, *record.metrics])
         if faults:
             raise ArtifactError(
                 f"checkpoint of step {record.step} did not arrive whole: {faults[0]}"
@@ -248,52 +206,48 @@ class Checkpoints:
                 log.debug("%s is no note: %s", entry.path, error)
         return found
 
-    def _newest(self, among: Collection[int] | None) -> CheckpointRecord | None:
-        for step in reversed(self.steps()):
-            if among is not None and step not in among:
-                continue
-            path = self._record_path(step)
-            # Before it is looked at, so that no other driver deletes it in between.
-            self._store.write(
-                self._note, json.dumps({"step": step, "at": round(time.time())}).encode()
-            )
-            data = self._store.read(path)
-            try:
-                record = CheckpointRecord.model_validate_json(data)
-            except ValidationError as error:
-                faults = [str(error.errors()[0]["msg"])]
-            else:
-                if record.fingerprint == self._fingerprint:
-                    faults = record.faults(step=step) or self._faults(record.files, read=True)
-                else:
-                    faults = [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
-                if not faults:
-                    return record.model_copy(update={"metrics": self._whole(record.metrics)})
-            log.warning(
-                "checkpoint of step %d is not used: %s: %s; the one before it is taken",
-                step,
-                self._store.url(path),
-                faults[0],
-            )
-            # Its name must be free again, or this step could never be committed.
-            self._store.write(f"{self._folder}/refused/{step:06d}.json", data)
-            self._store.delete(path)
-            self._store.delete(self._note)
-        return None
+    def _steps_down(self, among: Collection[int] | None) -> list[int]:
+        return [step for step in reversed(self.steps()) if among is None or step in among]
 
-    def _whole(self, metrics: Sequence[StoredFile]) -> list[StoredFile]:
-        """Files of rows that are as they were written; a lost curve is no reason to train again."""
+    def _look(self, step: int) -> tuple[CheckpointRecord | None, list[str]]:
+        """A record whose files are all there, or what is wrong with it."""
+        # Before it is looked at, so that no other driver deletes it in between.
+        self._store.write(self._note, json.dumps({"step": step, "at": round(time.time())}).encode())
+        try:
+            record = CheckpointRecord.model_validate_json(self._store.read(self._record_path(step)))
+        except ValidationError as error:
+            return None, [str(error.errors()[0]["msg"])]
+        if record.fingerprint != self._fingerprint:
+            return None, [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
+        faults = record.faults(step=step) or self._missing(record.files)
+        return (None, faults) if faults else (record, [])
+
+    def _refuse(self, step: int, fault: str) -> None:
+        path = self._record_path(step)
+        log.warning(
+            "checkpoint of step %d is not used: %s: %s; the one before it is taken",
+            step,
+            self._store.url(path),
+            fault,
+        )
+        # Its name must be free again, or this step could never be committed.
+        self._store.write(f"{self._folder}/refused/{step:06d}.json", self._store.read(path))
+        self._store.delete(path)
+        self._store.delete(self._note)
+
+    def _with_whole_rows(self, record: CheckpointRecord) -> CheckpointRecord:
+        """With those files of rows that are as they were written; a lost curve is no reason to train again."""
         whole = []
-        for file in metrics:
-            faults = self._faults([file], read=True)
+        for file in record.metrics:
+            faults = self._missing([file]) or self._altered([file])
             if faults:
                 log.warning("%s; its rows are left out of the run's metrics", faults[0])
             else:
                 whole.append(file)
-        return whole
+        return record.model_copy(update={"metrics": whole})
 
-    def _faults(self, files: Sequence[StoredFile], *, read: bool) -> list[str]:
-        """What does not fit: files gone, of another size and, when read, of other bytes."""
+    def _missing(self, files: Sequence[StoredFile]) -> list[str]:
+        """Which are gone or of another size."""
         folders = {str(Path(file.path).parent) for file in files}
         sizes = {
             entry.path: entry.size_bytes
@@ -308,16 +262,45 @@ class Checkpoints:
                 faults.append(
                     f"{self._store.url(file.path)} has {sizes[file.path]} bytes, not {file.bytes}"
                 )
-            elif read and sha256_file(self._store.local(file.path)) != file.sha256:
-                faults.append(f"{self._store.url(file.path)} was altered: its sha256 is another")
         return faults
+
+    def _altered(self, files: Sequence[StoredFile]) -> list[str]:
+        """Which have other bytes; what is fetched to be read stays for `load`."""
+        faults = []
+        for file in files:
+            try:
+                if sha256_file(self._store.local(file.path)) != file.sha256:
+                    faults.append(
+                        f"{self._store.url(file.path)} was altered: its sha256 is another"
+                    )
+            except ArtifactError as error:
+                # Raised, it would leave the other ranks waiting.
+                faults.append(str(error))
+        return faults
+
+    def _altered_of_all(self, files: Sequence[StoredFile]) -> list[str]:
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        index = [file for file in files if Path(file.path).name == INDEX]
+        # They stand in the order of the ranks that wrote them.
+        data = [file for file in files if file not in index]
+        mine = data[rank * len(data) // world_size : (rank + 1) * len(data) // world_size]
+        mine += index if rank == 0 else []
+        everyone: list[list[str]] = [[] for _ in range(world_size)]
+        dist.all_gather_object(everyone, self._altered(mine))
+        return [fault for part in everyone for fault in part]
+
+
+def agreed(ask: Callable[[], Answer]) -> Answer:
+    """What rank 0 answers, on every rank."""
+    found: list[Any] = [ask() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    answer: Answer = found[0]
+    return answer
 
 
 def new_attempt() -> str:
     """An id that no other attempt has, the same on every rank."""
-    chosen = [uuid.uuid4().hex[:12]]
-    dist.broadcast_object_list(chosen, src=0)
-    return chosen[0]
+    return agreed(lambda: uuid.uuid4().hex[:12])
 
 
 def scratch_folder(preferred: Path) -> Path:

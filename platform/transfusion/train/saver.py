@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from transfusion.stage import TrainResources
-from transfusion.train.checkpoint import Checkpoints, StoredFile
+from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.record import StoredFile
 from transfusion.train.spikes import SpikeMemory
 
 log = logging.getLogger(__name__)

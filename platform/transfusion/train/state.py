@@ -13,9 +13,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from transfusion.train.adam import make_optimizer
-from transfusion.train.checkpoint import CheckpointRecord, Checkpoints
+from transfusion.train.checkpoint import Checkpoints
 from transfusion.train.loop_config import LoopConfig
 from transfusion.train.parallel import AveragedWeights, local
+from transfusion.train.record import CheckpointRecord
 from transfusion.train.schedule import ema_decay, learning_rate
 
 
@@ -67,6 +68,20 @@ class TrainingState:
 
     def as_dict(self) -> dict[str, Any]:
         """For DCP; shares memory with what is trained."""
+        return self._saved(*self._parts())
+
+    def load(self, checkpoints: Checkpoints, record: CheckpointRecord) -> None:
+        """Takes everything from a checkpoint."""
+        model, optimizer = self._parts()
+        state = self._saved(model, optimizer)
+        checkpoints.load(state, record)
+        for of_parameter, count in zip(optimizer["state"].values(), state["updates"], strict=True):
+            of_parameter["step"] = count.clone()
+        set_model_state_dict(self.model, model)
+        set_optimizer_state_dict(self.model, self._optimizer, optimizer)
+
+    def _parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Of the model and the optimizer, by the names of parameters."""
         # First: it puts back what a forward has gathered, and only then are the weights those of the optimizer.
         model = get_model_state_dict(self.model)
         fresh = not self._optimizer.state
@@ -77,15 +92,21 @@ class TrainingState:
             for state in self._optimizer.state.values():
                 state["step"].zero_()
             optimizer = get_optimizer_state_dict(self.model, self._optimizer)
+        return model, optimizer
+
+    def _saved(self, model: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
+        """What goes into files. Rates, decay and the like are the config's.
+
+        Updates are counted in one tensor for all parameters: what every rank holds DCP lays into this file and
+        that one, and a rank that looked for its counts one by one would read every rank's file.
+        """
+        states = optimizer["state"]
         return {
             "model": model,
-            "optimizer": optimizer,
+            "moments": {
+                name: {key: value for key, value in state.items() if key != "step"}
+                for name, state in states.items()
+            },
+            "updates": torch.stack([state["step"] for state in states.values()]),
             "average": self.averaged.weights,
         }
-
-    def load(self, checkpoints: Checkpoints, record: CheckpointRecord) -> None:
-        """Takes everything from a checkpoint."""
-        state = self.as_dict()
-        checkpoints.load(state, record)
-        set_model_state_dict(self.model, state["model"])
-        set_optimizer_state_dict(self.model, self._optimizer, state["optimizer"])
