@@ -1,7 +1,7 @@
 """Load an endpoint on this machine: beside its engine alone, with ten times too much, and as it grows.
 
     python -m tests.load_serve saturation [--seconds 20] [--turns 3]
-    python -m tests.load_serve overload [--seconds 600]
+    python -m tests.load_serve overload [--seconds 600] [--proxy haproxy]
     python -m tests.load_serve curve
 
 `saturation`: requests a second (pictures and texts, half of each) of a bare engine and over HTTP, through Serve,
@@ -353,8 +353,9 @@ def main() -> int:
     parser.add_argument("what", choices=("saturation", "overload", "curve"))
     parser.add_argument("--seconds", type=float, help="of a turn (20), or of the overload (600)")
     parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--proxy", choices=("ray", "haproxy"), default="ray")
     chosen = parser.parse_args()
-    start_ray(num_cpus=2, log=logging.getLogger("load"))
+    start_ray(num_cpus=2, log=logging.getLogger("load"), proxy=chosen.proxy)
     try:
         with tempfile.TemporaryDirectory() as folder:
             package = make_package(Path(folder))

@@ -149,6 +149,9 @@ class MixResources(Config):
     of shards. The plan is the same."""
 
 
+ServeProxy = Literal["ray", "haproxy"]
+
+
 class ServeResources(Config):
     """Replicas of the sampler behind an endpoint."""
 
@@ -162,6 +165,10 @@ class ServeResources(Config):
     """Load must ask for fewer for so long before they go."""
     look_back_period_s: float = Field(30, gt=0)
     """Load is a mean over this time."""
+    proxy: ServeProxy = "ray"
+    """What stands before the replicas of a node: Ray Serve's own proxy, in Python, or HAProxy, which it comes with
+    and which costs overloaded cores far less. HAProxy shows pages of its own at ports 8404 and 9101 of every
+    interface: for machines behind a firewall or network policy."""
 
 
 class Resources(Config):

@@ -241,6 +241,20 @@ def test_the_served_model_is_pinned_by_its_fingerprint(job, tmp_path):
     assert model not in repr(application["args"])
 
 
+def test_every_container_of_an_endpoint_has_the_environment_that_serve_reads(job):
+    def environments(profile: Profile) -> list[dict[str, str]]:
+        config = rendered(job, "rayservice", profile)["spec"]["rayClusterConfig"]
+        templates = [config["headGroupSpec"], *config["workerGroupSpecs"]]
+        containers = [each["template"]["spec"]["containers"][0] for each in templates]
+        return [{pair["name"]: pair["value"] for pair in one["env"]} for one in containers]
+
+    for found in environments(Profile()):
+        assert found["RAY_SERVE_USE_GRPC_BY_DEFAULT"] == "1"
+        assert "RAY_SERVE_ENABLE_HA_PROXY" not in found
+    haproxy = Profile.model_validate({"serve": {"proxy": "haproxy"}})
+    assert all(found["RAY_SERVE_ENABLE_HA_PROXY"] == "1" for found in environments(haproxy))
+
+
 def test_the_same_job_has_the_same_name_and_another_seed_another(job):
     other = check_job({**copy.deepcopy(VALUES), "seed": 4}, name="My job_2", where="job.yaml")
     names = [rendered(each, "rayjob")["metadata"]["name"] for each in (job, job, other)]

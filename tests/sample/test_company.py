@@ -75,7 +75,9 @@ def same(one, other) -> None:
             torch.testing.assert_close(a.latent, b.latent, **CLOSE)
 
 
-def test_two_hundred_requests_get_alone_what_they_get_in_random_company() -> None:
+def test_two_hundred_requests_get_alone_what_they_get_in_random_company(
+    unchecked_shapes: None,
+) -> None:
     engine = Engine(model(), CONFIG, max_rows=12)
     order = list(range(200))
     random.Random(0).shuffle(order)

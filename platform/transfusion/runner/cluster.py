@@ -8,6 +8,8 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
+from transfusion.stage import ServeProxy
+
 QUIET = {
     # Errors of Ray's own processes come back as exceptions; its notices would bury what a job has to say.
     "RAY_BACKEND_LOG_LEVEL": "fatal",
@@ -16,18 +18,27 @@ QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-SERVING = {
-    # Ray Serve's switches for throughput: proxy and replica each on one event loop, gRPC between them. A refusal
-    # costs them half of what it does otherwise, which an overloaded endpoint feels. Workers inherit them.
-    "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
-}
+
+def serving_environment(proxy: ServeProxy) -> dict[str, str]:
+    """What an endpoint wants of the environment that Ray is started in, which Serve's processes inherit.
+
+    Serve's switches for throughput: proxy and replica each on one event loop, gRPC between them. Every request
+    costs less by them, the refused ones of an overloaded endpoint too.
+    """
+    return {
+        "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+        "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+    } | ({"RAY_SERVE_ENABLE_HA_PROXY": "1"} if proxy == "haproxy" else {})
 
 
-def start_ray(*, num_cpus: int | None, log: logging.Logger) -> None:
-    """Connects to the cluster that this process runs on, or starts a local one; once."""
-    for name, value in (QUIET | SERVING).items():
+def start_ray(*, num_cpus: int | None, log: logging.Logger, proxy: ServeProxy = "ray") -> None:
+    """Connects to the cluster that this process runs on, or starts a local one; once.
+
+    Args:
+        proxy: Before endpoints, of a local one; a cluster's is chosen where that is started.
+    """
+    for name, value in (QUIET | serving_environment(proxy)).items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
     import ray

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from transfusion.errors import SpecError
+from transfusion.runner.cluster import serving_environment
 from transfusion.runner.profile import MachineGroup, Profile, ray_version
 from transfusion.runner.shipping import ShippedJob, resources_yaml
 
@@ -82,7 +83,13 @@ def ray_service(job: ShippedJob, profile: Profile, *, model: str) -> dict[str, A
         "upgradeStrategy": {"type": "NewCluster"},
         "excludeHeadPodFromServeSvc": True,
         "serveConfigV2": yaml.safe_dump(serve_config, sort_keys=False),
-        "rayClusterConfig": _cluster(job, profile, files={}, secrets=secrets),
+        "rayClusterConfig": _cluster(
+            job,
+            profile,
+            files={},
+            secrets=secrets,
+            environment=serving_environment(profile.serve.proxy),
+        ),
     }
     return {
         "apiVersion": "ray.io/v1",
@@ -107,10 +114,19 @@ def _metadata(name: str, job: ShippedJob, profile: Profile) -> dict[str, Any]:
 
 
 def _cluster(
-    job: ShippedJob, profile: Profile, *, files: dict[str, str], secrets: list[str | None]
+    job: ShippedJob,
+    profile: Profile,
+    *,
+    files: dict[str, str],
+    secrets: list[str | None],
+    environment: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     cluster = profile.cluster
-    named = [name for name in secrets if name]
+    shared: dict[str, Any] = {
+        "files": files,
+        "secrets": [name for name in secrets if name],
+        "environment": environment or {},
+    }
     head = MachineGroup(cpus=cluster.head.cpus, memory_gib=cluster.head.memory_gib)
     return {
         "rayVersion": ray_version(),
@@ -130,7 +146,7 @@ def _cluster(
             # ClusterIP: the dashboard is reached by `kubectl port-forward`, never from outside.
             "serviceType": "ClusterIP",
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0"},  # noqa: S104
-            "template": _pod("ray-head", head, job, profile, files=files, secrets=named),
+            "template": _pod("ray-head", head, job, profile, **shared),
         },
         "workerGroupSpecs": [
             {
@@ -139,7 +155,7 @@ def _cluster(
                 "minReplicas": group.min,
                 "maxReplicas": group.max,
                 "rayStartParams": {},
-                "template": _pod("ray-worker", group, job, profile, files=files, secrets=named),
+                "template": _pod("ray-worker", group, job, profile, **shared),
             }
             for name, group in cluster.groups.items()
         ],
@@ -154,6 +170,7 @@ def _pod(
     *,
     files: dict[str, str],
     secrets: list[str],
+    environment: dict[str, str],
 ) -> dict[str, Any]:
     kubernetes = profile.cluster.kubernetes
     amounts = {"cpu": str(group.cpus), "memory": f"{group.memory_gib}Gi"}
@@ -173,7 +190,9 @@ def _pod(
     container = {
         "name": container_name,
         "image": profile.cluster.image,
-        "env": [{"name": "HOME", "value": HOME}],
+        "env": [
+            {"name": name, "value": value} for name, value in ({"HOME": HOME} | environment).items()
+        ],
         "envFrom": [{"secretRef": {"name": name}} for name in secrets],
         "resources": {"requests": amounts, "limits": amounts},
         "securityContext": _container_security(),

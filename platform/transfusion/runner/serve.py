@@ -39,7 +39,7 @@ def serve_model(
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    start_ray(num_cpus=resources.num_cpus, log=log)
+    start_ray(num_cpus=resources.num_cpus, log=log, proxy=resources.serve.proxy)
     # After Ray is up: importing Serve is what takes the time, and a wrong path should not wait for it.
     from transfusion.serve.app import AppArgs, start_endpoint, stop_endpoint
 
