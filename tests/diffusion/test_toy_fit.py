@@ -22,6 +22,8 @@ from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextS
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
+
 SPECIAL = SpecialIds.after(NUM_PIECES)
 MEAN = np.array([1.5, -1.0, 0.5, 0.0], np.float32)[:, None, None]
 """Of the toy's channels: there is something to learn beside unit noise."""

@@ -9,7 +9,7 @@ import torch
 from tests.train.worlds import MadeUpSource, config, result_file, rows, train
 from transfusion.train.faults import NotFiniteError, trailing
 
-pytestmark = pytest.mark.usefixtures("world")
+pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
 SKIPPING = config(on_nan="skip")
 

@@ -15,7 +15,7 @@ from transfusion.train.spikes import SpikeConfig
 from transfusion.train.state import TrainingState
 from transfusion.train.stop import StoppedError
 
-pytestmark = pytest.mark.usefixtures("world")
+pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
 WEIGHTS = ("model.safetensors", "ema.safetensors")
 STEPS = 14

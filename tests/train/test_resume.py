@@ -18,7 +18,7 @@ from transfusion.train.faults import NotFiniteError
 from transfusion.train.step import TransformerTrainee
 
 WEIGHTS = ("model.safetensors", "ema.safetensors")
-pytestmark = pytest.mark.usefixtures("world")
+pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
 
 @pytest.fixture(scope="module")
