@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.train.worlds import MadeUpSource, config, result_file, rows, train
+from transfusion.errors import ArtifactError
 from transfusion.train.checkpoint import READ_WITHIN_S
 from transfusion.train.faults import NotFiniteError
+from transfusion.train.record import CheckpointRecord
 from transfusion.train.step import TransformerTrainee
 
 WEIGHTS = ("model.safetensors", "ema.safetensors")
@@ -81,6 +83,23 @@ def test_every_step_is_in_the_metrics_once(uninterrupted):
     assert [row["step"] for row in rows(folder, outcome, "validation")] == [3, 6]
     losses = [row["loss"] for row in rows(folder, outcome)]
     assert losses[-1] < losses[0]
+
+
+def test_a_whole_checkpoint_of_another_format_ends_the_run_instead_of_beginning_it_again(
+    stopped, tmp_path
+):
+    folder = tmp_path / "copy"
+    shutil.copytree(stopped, folder)
+    newest = records(folder)[-1]
+    record = CheckpointRecord.model_validate_json(newest.read_text())
+    other = record.model_copy(update={"format": "transfusion.checkpoint/1"})
+    newest.write_text(other.sealed().model_dump_json(indent=1))
+    before = sorted(path.name for path in records(folder))
+    with pytest.raises(
+        ArtifactError, match=r"is of format transfusion.checkpoint/1, and this version reads"
+    ):
+        train(folder)
+    assert sorted(path.name for path in records(folder)) == before
 
 
 def flip_a_bit(record, folder):

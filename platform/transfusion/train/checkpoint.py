@@ -34,7 +34,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
 from transfusion.train.reading import StoreReader
-from transfusion.train.record import CheckpointRecord, StoredFile
+from transfusion.train.record import FORMAT, CheckpointRecord, StoredFile
 from transfusion.train.spikes import SpikeMemory
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,11 @@ class Checkpoints:
         return [step for step in reversed(self.steps()) if among is None or step in among]
 
     def _look(self, step: int) -> tuple[CheckpointRecord | None, list[str]]:
-        """A record whose files are all there, or what is wrong with it."""
+        """A record whose files are all there, or what is wrong with it.
+
+        Raises:
+            ArtifactError: It is whole and of another format: passed over, a run would begin again unasked.
+        """
         # Before it is looked at, so that no other driver deletes it in between.
         self._store.write(self._note, json.dumps({"step": step, "at": round(time.time())}).encode())
         try:
@@ -219,7 +223,13 @@ class Checkpoints:
             return None, [str(error.errors()[0]["msg"])]
         if record.fingerprint != self._fingerprint:
             return None, [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
-        faults = record.faults(step=step) or self._missing(record.files)
+        faults = record.faults(step=step)
+        if not faults and record.format != FORMAT:
+            raise ArtifactError(
+                f"{self._store.url(self._record_path(step))} is of format {record.format}, and this version reads "
+                f"{FORMAT}: go on with the version that wrote it, or delete the run's checkpoints to begin again"
+            )
+        faults = faults or self._missing(record.files)
         return (None, faults) if faults else (record, [])
 
     def _refuse(self, step: int, fault: str) -> None:
