@@ -23,7 +23,7 @@ def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
     from transfusion.serve.app import AppArgs, start_endpoint, stop_endpoint
 
     quick = SamplingDefaults(solver="dpm++", num_inference_steps=10)
-    package = tiny_package(tmp_path_factory.mktemp("tiny"), sampling=quick)
+    package = tiny_package(tmp_path_factory.mktemp("tiny"), sampling=quick, sequence_length=128)
     endpoint = EndpointConfig(port=free_port(), max_body_bytes=100_000)
     yield start_endpoint(AppArgs(model=str(package), endpoint=endpoint))
     stop_endpoint()
@@ -117,6 +117,22 @@ def test_an_oversized_body_is_refused_and_the_server_goes_on(address: str) -> No
     health = httpx.get(f"{address}/health", timeout=30)
     assert health.json()["status"] == "ok"
     assert len(health.headers.get_list("x-request-id")) == 1
+
+
+@pytest.mark.ray
+def test_an_answer_of_many_megabytes_comes_whole(address: str) -> None:
+    # gRPC between Serve's proxy and its replicas would stop at 4 MiB by itself.
+    body = {
+        "prompt": ["a red circle, " * 25] * 20,
+        "n": 10,
+        "max_tokens": 1,
+        "echo": True,
+        "logprobs": 20,
+    }
+    answer = httpx.post(f"{address}/v1/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text[:300]
+    assert len(answer.content) > 4.5 * 2**20
+    assert len(answer.json()["choices"]) == 200
 
 
 @pytest.mark.ray

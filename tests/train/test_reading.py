@@ -5,10 +5,13 @@ import itertools
 import json
 from pathlib import Path
 
+import pytest
 import torch.distributed as dist
 
 from tests.train.worlds import MadeUpSource, in_world, train
+from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
+from transfusion.train.record import FORMAT, OtherFormatError
 from transfusion.train.stop import StoppedError
 
 RANKS = 4
@@ -29,6 +32,40 @@ def stopped_and_gone_on(folder: Path) -> None:
     LocalStore.local = telling  # type: ignore[method-assign] a process of its own
     train(folder, source=source)
     (folder / f"fetched-{dist.get_rank()}.json").write_text(json.dumps(sorted(fetched)))
+
+
+def unread_and_foreign(folder: Path) -> None:
+    """For `in_world`: what one rank cannot read, and a record of another version, end all ranks alike."""
+    source, asked = MadeUpSource(lanes=2), itertools.count()
+    with contextlib.suppress(StoppedError):
+        train(folder, source=source, stop=lambda: next(asked) >= 1)
+    (record,) = (folder / "run" / "checkpoints").glob("step-*.json")
+    local = LocalStore.local
+
+    def failing(store: LocalStore, path: str, *, fresh: bool = False) -> Path:
+        if dist.get_rank() == 1 and path.endswith(".distcp"):
+            raise OSError(28, "No space left on device")
+        return local(store, path, fresh=fresh)
+
+    LocalStore.local = failing  # type: ignore[method-assign]
+    with pytest.raises(ArtifactError, match=r"rank 1 cannot read a checkpoint: .*No space"):
+        train(folder, source=source)
+    LocalStore.local = local  # type: ignore[method-assign]
+    assert record.exists(), "what cannot be read is not refused"
+    dist.barrier()
+    if dist.get_rank() == 0:
+        text = record.read_text()
+        record.write_text(
+            text.replace(FORMAT, "transfusion.checkpoint/9").replace("{", '{"new": 1,', 1)
+        )
+    dist.barrier()
+    with pytest.raises(OtherFormatError, match=r"is of format transfusion.checkpoint/9"):
+        train(folder, source=source)
+    assert record.exists()
+
+
+def test_what_one_rank_cannot_read_ends_all_and_refuses_nothing(tmp_path: Path) -> None:
+    in_world(2, unread_and_foreign, tmp_path, timeout_s=60)
 
 
 def test_a_rank_fetches_the_files_that_hold_its_own_parts_and_no_others(tmp_path: Path) -> None:

@@ -240,7 +240,7 @@ def _group(members: Sequence[Queries], rows: slice, cache: PagedCache) -> _Group
         # A CPU copies runs in half the time.
         write=keys.last(num)
         if isinstance(keys, _InPlace)
-        and min(lengths) == longest
+        and keys.step >= min(lengths) == longest
         and cache.keys.device.type == "cpu"
         else torch.cat([one.slots[len(one.slots) - one.num :] for one in members]),
     )

@@ -29,6 +29,8 @@ def serving_environment(proxy: ServeProxy) -> dict[str, str]:
         "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
+        # Its 4 MiB would lose answers of several pictures.
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),
     } | ({"RAY_SERVE_ENABLE_HA_PROXY": "1"} if proxy == "haproxy" else {})
 
 
@@ -38,15 +40,18 @@ def start_ray(*, num_cpus: int | None, log: logging.Logger, proxy: ServeProxy = 
     Args:
         proxy: Before endpoints, of a local one; a cluster's is chosen where that is started.
     """
-    for name, value in (QUIET | serving_environment(proxy)).items():
+    # Inside a submitted job Ray sets the address; the environment is the job's, and is not given again.
+    inside = os.environ.get("RAY_ADDRESS")
+    # Of a cluster that runs, Serve's processes have their environment already.
+    for name, value in (QUIET | ({} if inside else serving_environment(proxy))).items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
     import ray
 
     if ray.is_initialized():
         return
-    # Inside a submitted job Ray sets the address; the environment is the job's, and is not given again.
-    inside = os.environ.get("RAY_ADDRESS")
+    if inside and proxy == "haproxy":
+        log.warning("what stands before replicas was chosen where the cluster was started")
     log.info("connecting to the Ray cluster" if inside else "starting a local Ray")
     with _native_stderr_kept():
         ray.init(

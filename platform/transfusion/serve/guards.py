@@ -91,7 +91,7 @@ class Guard:
                 logger.exception("%s %s failed", scope["method"], scope["path"].encode())
             await error_response(body.fault or BUG)(scope, receive, send)
             return
-        if body.fault is not None:
+        if body.fault is not None and not answer.has_begun:
             await error_response(body.fault)(scope, receive, send)
 
     def _told(self) -> list[tuple[bytes, bytes]]:

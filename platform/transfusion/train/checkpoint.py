@@ -34,7 +34,13 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
 from transfusion.train.reading import StoreReader
-from transfusion.train.record import FORMAT, CheckpointRecord, StoredFile
+from transfusion.train.record import (
+    FORMAT,
+    CheckpointRecord,
+    OtherFormatError,
+    StoredFile,
+    other_format,
+)
 from transfusion.train.spikes import SpikeMemory
 
 log = logging.getLogger(__name__)
@@ -60,6 +66,8 @@ class Checkpoints:
         self._fingerprint = fingerprint
         self._keep = keep
         self._scratch = scratch
+        self._checked: set[str] = set()
+        """Files whose bytes this rank has found as they were written."""
         self._note = f"{self._folder}/reading/{uuid.uuid4().hex}.json"
 
     def save(
@@ -124,20 +132,23 @@ class Checkpoints:
 
         Args:
             among: Steps to choose from; all there are when left out.
+
+        Raises:
+            ArtifactError: On all ranks: a file cannot be read, which says nothing of what is in it.
+            OtherFormatError: On all ranks: the newest is of another version's format.
         """
         for step in agreed(partial(self._steps_down, among)):
-            record, faults = agreed(partial(self._look, step))
+            record, faults, data = agreed(partial(self._look, step))
             if record is not None:
                 faults = self._altered_of_all(record.files)
                 if not faults:
                     return agreed(partial(self._with_whole_rows, record))
-            if dist.get_rank() == 0:
-                self._refuse(step, faults[0])
+            agreed(partial(self._refuse, step, faults[0], data))
         return None
 
     def load(self, state: dict[str, Any], record: CheckpointRecord) -> None:
         """Fills `state` in place from a checkpoint, whatever number of ranks wrote it."""
-        load(state, storage_reader=StoreReader(self._store, record.files))
+        load(state, storage_reader=StoreReader(self._store, record.files, checked=self._checked))
         dist.barrier()
         if dist.get_rank() == 0:
             self._store.delete(self._note)
@@ -209,30 +220,33 @@ class Checkpoints:
     def _steps_down(self, among: Collection[int] | None) -> list[int]:
         return [step for step in reversed(self.steps()) if among is None or step in among]
 
-    def _look(self, step: int) -> tuple[CheckpointRecord | None, list[str]]:
-        """A record whose files are all there, or what is wrong with it.
+    def _look(self, step: int) -> tuple[CheckpointRecord | None, list[str], bytes]:
+        """A record whose files are all there, or what is wrong with it; and the record as it stands there.
 
         Raises:
-            ArtifactError: It is whole and of another format: passed over, a run would begin again unasked.
+            OtherFormatError: Passed over, the run would begin again unasked.
         """
         # Before it is looked at, so that no other driver deletes it in between.
         self._store.write(self._note, json.dumps({"step": step, "at": round(time.time())}).encode())
-        try:
-            record = CheckpointRecord.model_validate_json(self._store.read(self._record_path(step)))
-        except ValidationError as error:
-            return None, [str(error.errors()[0]["msg"])]
-        if record.fingerprint != self._fingerprint:
-            return None, [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
-        faults = record.faults(step=step)
-        if not faults and record.format != FORMAT:
-            raise ArtifactError(
-                f"{self._store.url(self._record_path(step))} is of format {record.format}, and this version reads "
-                f"{FORMAT}: go on with the version that wrote it, or delete the run's checkpoints to begin again"
+        path = self._record_path(step)
+        data = self._store.read(path)
+        if other := other_format(data):
+            self._store.delete(self._note)
+            raise OtherFormatError(
+                f"{self._store.url(path)} is of format {other}, and this version reads {FORMAT}: go on with the "
+                "version that wrote it, or delete the run's checkpoints to begin again"
             )
-        faults = faults or self._missing(record.files)
-        return (None, faults) if faults else (record, [])
+        try:
+            record = CheckpointRecord.model_validate_json(data)
+        except ValidationError as error:
+            return None, [str(error.errors()[0]["msg"])], data
+        if record.fingerprint != self._fingerprint:
+            faults = [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
+        else:
+            faults = record.faults(step=step) or self._missing(record.files)
+        return (None if faults else record), faults, data
 
-    def _refuse(self, step: int, fault: str) -> None:
+    def _refuse(self, step: int, fault: str, data: bytes) -> None:
         path = self._record_path(step)
         log.warning(
             "checkpoint of step %d is not used: %s: %s; the one before it is taken",
@@ -241,7 +255,7 @@ class Checkpoints:
             fault,
         )
         # Its name must be free again, or this step could never be committed.
-        self._store.write(f"{self._folder}/refused/{step:06d}.json", self._store.read(path))
+        self._store.write(f"{self._folder}/refused/{step:06d}.json", data)
         self._store.delete(path)
         self._store.delete(self._note)
 
@@ -275,37 +289,51 @@ class Checkpoints:
         return faults
 
     def _altered(self, files: Sequence[StoredFile]) -> list[str]:
-        """Which have other bytes; what is fetched to be read stays for `load`."""
+        """Which have other bytes than were written; what is fetched to be read stays for `load`."""
         faults = []
         for file in files:
-            try:
-                if sha256_file(self._store.local(file.path)) != file.sha256:
-                    faults.append(
-                        f"{self._store.url(file.path)} was altered: its sha256 is another"
-                    )
-            except ArtifactError as error:
-                # Raised, it would leave the other ranks waiting.
-                faults.append(str(error))
+            if sha256_file(self._store.local(file.path)) == file.sha256:
+                self._checked.add(file.path)
+            else:
+                faults.append(f"{self._store.url(file.path)} was altered: its sha256 is another")
         return faults
 
     def _altered_of_all(self, files: Sequence[StoredFile]) -> list[str]:
         rank, world_size = dist.get_rank(), dist.get_world_size()
+        # They stand in the order of the ranks that wrote them; the index is for all.
         index = [file for file in files if Path(file.path).name == INDEX]
-        # They stand in the order of the ranks that wrote them.
         data = [file for file in files if file not in index]
         mine = data[rank * len(data) // world_size : (rank + 1) * len(data) // world_size]
-        mine += index if rank == 0 else []
-        everyone: list[list[str]] = [[] for _ in range(world_size)]
-        dist.all_gather_object(everyone, self._altered(mine))
-        return [fault for part in everyone for fault in part]
+        found: tuple[list[str], str | None] = ([], None)
+        try:
+            found = (self._altered([*index, *mine]), None)
+        except (ArtifactError, OSError) as error:
+            # Raised here alone, it would leave the other ranks waiting.
+            found = ([], f"rank {rank} cannot read a checkpoint: {error}")
+        everyone = [found for _ in range(world_size)]
+        dist.all_gather_object(everyone, found)
+        for _, unread in everyone:
+            if unread is not None:
+                raise ArtifactError(unread)
+        return [fault for altered, _ in everyone for fault in altered]
 
 
 def agreed(ask: Callable[[], Answer]) -> Answer:
-    """What rank 0 answers, on every rank."""
-    found: list[Any] = [ask() if dist.get_rank() == 0 else None]
+    """What rank 0 answers, on every rank; also the error of the store that it raises, as an ArtifactError."""
+    found: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            found = [(ask(), None)]
+        except (ArtifactError, OSError) as error:
+            # Of a class that every rank can make: not each error's can be.
+            kind = OtherFormatError if isinstance(error, OtherFormatError) else ArtifactError
+            found = [(None, kind(str(error)))]
     dist.broadcast_object_list(found, src=0)
-    answer: Answer = found[0]
-    return answer
+    answer, raised = found[0]
+    if raised is not None:
+        raise raised
+    result: Answer = answer
+    return result
 
 
 def new_attempt() -> str:

@@ -1,12 +1,24 @@
 """What makes a checkpoint exist: the record of its files, created last."""
 
 import hashlib
+import re
 
 from pydantic import BaseModel, ConfigDict
 
+from transfusion.errors import ArtifactError
 from transfusion.train.spikes import SpikeMemory
 
 FORMAT = "transfusion.checkpoint/2"
+
+
+class OtherFormatError(ArtifactError):
+    """A checkpoint of another version's format."""
+
+
+def other_format(record: bytes) -> str | None:
+    """The format of a record, where it is one of ours and not this version's; looked for before any schema."""
+    found = re.search(rb'"format":\s*"(transfusion\.checkpoint/\d+)"', record)
+    return found.group(1).decode() if found and found.group(1).decode() != FORMAT else None
 
 
 class StoredFile(BaseModel):

@@ -75,8 +75,8 @@ class TrainingState:
         model, optimizer = self._parts()
         state = self._saved(model, optimizer)
         checkpoints.load(state, record)
-        for of_parameter, count in zip(optimizer["state"].values(), state["updates"], strict=True):
-            of_parameter["step"] = count.clone()
+        for name, count in zip(sorted(optimizer["state"]), state["updates"], strict=True):
+            optimizer["state"][name]["step"] = count.clone()
         set_model_state_dict(self.model, model)
         set_optimizer_state_dict(self.model, self._optimizer, optimizer)
 
@@ -107,6 +107,6 @@ class TrainingState:
                 name: {key: value for key, value in state.items() if key != "step"}
                 for name, state in states.items()
             },
-            "updates": torch.stack([state["step"] for state in states.values()]),
+            "updates": torch.stack([states[name]["step"] for name in sorted(states)]),
             "average": self.averaged.weights,
         }

@@ -191,6 +191,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     from transfusion.train import stop
     from transfusion.train.faults import NotFiniteError, SpikeError
     from transfusion.train.finish import run_to_end
+    from transfusion.train.record import OtherFormatError
     from transfusion.train.stop import StoppedError
 
     device = torch.device("cpu")
@@ -234,7 +235,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             stop=stop.asked,
             save=preemption() if job.watched else lambda: False,
         )
-    except (NotFiniteError, SpikeError, StoppedError) as error:
+    except (NotFiniteError, SpikeError, StoppedError, OtherFormatError) as error:
         # Every rank raises it at the same step, and a restart would come to the same step or is not wanted.
         return {"fault": str(error)}
     finally:
