@@ -39,6 +39,7 @@ def unread_and_foreign(folder: Path) -> None:
     source, asked = MadeUpSource(lanes=2), itertools.count()
     with contextlib.suppress(StoppedError):
         train(folder, source=source, stop=lambda: next(asked) >= 1)
+    dist.barrier()  # rank 0 commits last
     (record,) = (folder / "run" / "checkpoints").glob("step-*.json")
     local = LocalStore.local
 

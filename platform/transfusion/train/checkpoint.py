@@ -20,10 +20,10 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 from pydantic import ValidationError
@@ -33,6 +33,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
+from transfusion.train.agreement import agreed
 from transfusion.train.reading import StoreReader
 from transfusion.train.record import (
     FORMAT,
@@ -42,13 +43,9 @@ from transfusion.train.record import (
     other_format,
 )
 from transfusion.train.spikes import SpikeMemory
+from transfusion.train.verifying import Verifier
 
 log = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
-
-INDEX = ".metadata"
-"""DCP's file that says what is in which other."""
 
 READ_WITHIN_S = 3600.0
 """A note of reading that is older was left by a process that died."""
@@ -66,8 +63,7 @@ class Checkpoints:
         self._fingerprint = fingerprint
         self._keep = keep
         self._scratch = scratch
-        self._checked: set[str] = set()
-        """Files whose bytes this rank has found as they were written."""
+        self._verifier = Verifier(store)
         self._note = f"{self._folder}/reading/{uuid.uuid4().hex}.json"
 
     def save(
@@ -140,7 +136,7 @@ class Checkpoints:
         for step in agreed(partial(self._steps_down, among)):
             record, faults, data = agreed(partial(self._look, step))
             if record is not None:
-                faults = self._altered_of_all(record.files)
+                faults = self._verifier.altered_of_all(record.files)
                 if not faults:
                     return agreed(partial(self._with_whole_rows, record))
             agreed(partial(self._refuse, step, faults[0], data))
@@ -148,7 +144,10 @@ class Checkpoints:
 
     def load(self, state: dict[str, Any], record: CheckpointRecord) -> None:
         """Fills `state` in place from a checkpoint, whatever number of ranks wrote it."""
-        load(state, storage_reader=StoreReader(self._store, record.files, checked=self._checked))
+        load(
+            state,
+            storage_reader=StoreReader(self._store, record.files, checked=self._verifier.checked),
+        )
         dist.barrier()
         if dist.get_rank() == 0:
             self._store.delete(self._note)
@@ -171,7 +170,7 @@ class Checkpoints:
         return f"{self._folder}/step-{step:06d}.json"
 
     def _commit(self, record: CheckpointRecord) -> None:
-        faults = self._missing([*record.files, *record.metrics])
+        faults = self._verifier.missing([*record.files, *record.metrics])
         if faults:
             raise ArtifactError(
                 f"checkpoint of step {record.step} did not arrive whole: {faults[0]}"
@@ -243,7 +242,7 @@ class Checkpoints:
         if record.fingerprint != self._fingerprint:
             faults = [f"is of run {record.fingerprint[:16]}, not {self._fingerprint[:16]}"]
         else:
-            faults = record.faults(step=step) or self._missing(record.files)
+            faults = record.faults(step=step) or self._verifier.missing(record.files)
         return (None if faults else record), faults, data
 
     def _refuse(self, step: int, fault: str, data: bytes) -> None:
@@ -263,82 +262,12 @@ class Checkpoints:
         """With those files of rows that are as they were written; a lost curve is no reason to train again."""
         whole = []
         for file in record.metrics:
-            faults = self._missing([file]) or self._altered([file])
+            faults = self._verifier.missing([file]) or self._verifier.altered([file])
             if faults:
                 log.warning("%s; its rows are left out of the run's metrics", faults[0])
             else:
                 whole.append(file)
         return record.model_copy(update={"metrics": whole})
-
-    def _missing(self, files: Sequence[StoredFile]) -> list[str]:
-        """Which are gone or of another size."""
-        folders = {str(Path(file.path).parent) for file in files}
-        sizes = {
-            entry.path: entry.size_bytes
-            for folder in sorted(folders)
-            for entry in self._store.list(folder)
-        }
-        faults = []
-        for file in files:
-            if file.path not in sizes:
-                faults.append(f"{self._store.url(file.path)} is gone")
-            elif sizes[file.path] != file.bytes:
-                faults.append(
-                    f"{self._store.url(file.path)} has {sizes[file.path]} bytes, not {file.bytes}"
-                )
-        return faults
-
-    def _altered(self, files: Sequence[StoredFile]) -> list[str]:
-        """Which have other bytes than were written; what is fetched to be read stays for `load`."""
-        faults = []
-        for file in files:
-            if sha256_file(self._store.local(file.path)) == file.sha256:
-                self._checked.add(file.path)
-            else:
-                faults.append(f"{self._store.url(file.path)} was altered: its sha256 is another")
-        return faults
-
-    def _altered_of_all(self, files: Sequence[StoredFile]) -> list[str]:
-        rank, world_size = dist.get_rank(), dist.get_world_size()
-        # They stand in the order of the ranks that wrote them; the index is for all.
-        index = [file for file in files if Path(file.path).name == INDEX]
-        data = [file for file in files if file not in index]
-        mine = data[rank * len(data) // world_size : (rank + 1) * len(data) // world_size]
-        found: tuple[list[str], str | None] = ([], None)
-        try:
-            found = (self._altered([*index, *mine]), None)
-        except (ArtifactError, OSError) as error:
-            # Raised here alone, it would leave the other ranks waiting.
-            found = ([], f"rank {rank} cannot read a checkpoint: {error}")
-        everyone = [found for _ in range(world_size)]
-        dist.all_gather_object(everyone, found)
-        for _, unread in everyone:
-            if unread is not None:
-                raise ArtifactError(unread)
-        return [fault for altered, _ in everyone for fault in altered]
-
-
-def agreed(ask: Callable[[], Answer]) -> Answer:
-    """What rank 0 answers, on every rank; also the error of the store that it raises, as an ArtifactError."""
-    found: list[Any] = [None]
-    if dist.get_rank() == 0:
-        try:
-            found = [(ask(), None)]
-        except (ArtifactError, OSError) as error:
-            # Of a class that every rank can make: not each error's can be.
-            kind = OtherFormatError if isinstance(error, OtherFormatError) else ArtifactError
-            found = [(None, kind(str(error)))]
-    dist.broadcast_object_list(found, src=0)
-    answer, raised = found[0]
-    if raised is not None:
-        raise raised
-    result: Answer = answer
-    return result
-
-
-def new_attempt() -> str:
-    """An id that no other attempt has, the same on every rank."""
-    return agreed(lambda: uuid.uuid4().hex[:12])
 
 
 def scratch_folder(preferred: Path) -> Path:

@@ -14,9 +14,9 @@ import torch.distributed as dist
 from transfusion.stage import TrainResources
 from transfusion.storage.store import Store
 from transfusion.train import faults
+from transfusion.train.agreement import new_attempt
 from transfusion.train.checkpoint import (
     Checkpoints,
-    new_attempt,
     parse_rows,
     remove_scratch,
     scratch_folder,
