@@ -208,5 +208,39 @@ def test_the_jobs_of_the_paper_hold_its_sizes(repository, file, name):
     train, mixture = stages["train"].config, stages["mixture"].config
     assert train.model == PRESETS[name]
     assert train.steps == mixture.num_steps
-    tokens = mixture.lanes * mixture.sequences_per_micro_batch * mixture.sequence_length
-    assert tokens * train.steps == pytest.approx(2e12 if file == "7b" else 0.5e12, rel=0.05)
+    assert train.steps * positions(mixture) == pytest.approx(
+        2e12 if file == "7b" else 0.5e12, rel=0.05
+    )
+
+
+def positions(mixture) -> int:
+    return mixture.lanes * mixture.sequences_per_micro_batch * mixture.sequence_length
+
+
+def test_the_sweeps_of_the_paper_hold_its_sizes_adapters_and_patches(repository):
+    from transfusion.spec.sweep import read_sweep
+
+    folder = repository / "jobs/paper"
+    sweeps = {file.name.split(".")[0]: read_sweep(file) for file in folder.glob("*.sweep.yaml")}
+    assert set(sweeps) == {"attention", "noise_limit", "patch", "sizes", "text_cost"}
+    arms = {}
+    for run in sweeps["sizes"].runs:
+        stages = {stage.name: stage.config for stage in run.job.stages}
+        arms[run.arm] = stages["train"].model
+        assert positions(stages["mixture"]) == 4096 * 512
+    named = {f"{size}, {told}": PRESETS[f"{size}{suffix}"]
+             for size in ("0.16B", "0.37B", "0.76B", "1.4B", "7B")
+             for told, suffix in (("linear", ""), ("U-Net", "-unet"))}  # fmt: skip
+    assert arms == named
+    for run in sweeps["patch"].runs:
+        stages = {stage.name: stage.config for stage in run.job.stages}
+        model, side = stages["train"].model, int(run.arm[-1])
+        assert stages["mixture"].layout.patch_size == model.patch_size == side
+        if model.adapter == "unet":
+            assert model == preset("0.76B-unet", patch_size=side)
+    text_only, chameleon = sweeps["text_cost"].runs[0], sweeps["text_cost"].runs[-1]
+    of_text, of_codes = (
+        next(stage.config for stage in run.job.stages if stage.name == "mixture")
+        for run in (text_only, chameleon)
+    )
+    assert positions(of_text) * 2 == positions(of_codes)

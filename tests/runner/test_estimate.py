@@ -54,6 +54,35 @@ def test_hours_follow_from_rows_positions_and_rates(job) -> None:
     assert train.hours == pytest.approx(1000 * 64 * 4 * 4096 / 40_000 / 3600)
 
 
+def test_flops_tell_the_hours_of_a_model_of_any_size(tmp_path: Path, repository: Path) -> None:
+    profile = Profile.model_validate({"rates": {"train_tflops_per_second": 400.0}})
+    sizes = {
+        "{dim: 768, depth: 16, num_heads: 12}": 124e6,
+        "{dim: 2048, depth: 24, num_heads: 16}": 1.26e9,
+    }
+    for shape, parameters in sizes.items():
+        overrides = [
+            "stages.mixture.config.sequence_length=4096",
+            f"stages.train.config.model={shape}",
+            "stages.train.config.model.adapter=linear",
+        ]
+        *_, train = estimate(
+            *planned((repository / "jobs" / "quickstart.yaml", [f"store={tmp_path}"]), *overrides),
+            profile,
+        )
+        # 6 a weight that multiplies; two of three of every position's head; queries against keys come on top.
+        assert train.rate is not None
+        flops = 400e12 / train.rate
+        assert 6 * parameters < flops < 1.25 * 6 * parameters
+    measured = Profile.model_validate(
+        {"rates": {"train_tflops_per_second": 400.0, "train_positions_per_second": 7.0}}
+    )
+    *_, train = estimate(
+        *planned((repository / "jobs" / "quickstart.yaml", [f"store={tmp_path}"])), measured
+    )
+    assert train.rate == 7.0
+
+
 def test_without_rates_there_are_no_hours_and_no_identity_holds_them(job) -> None:
     plan, store = planned(job)
     dear, cheap = (

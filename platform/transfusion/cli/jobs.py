@@ -79,6 +79,10 @@ def sweep(
     show_only: Annotated[
         bool, typer.Option("--show", help="The table of what is there; runs nothing.")
     ] = False,
+    plan_only: Annotated[
+        bool,
+        typer.Option("--plan", help="What each run would make, and with a profile its cost."),
+    ] = False,
     into: Annotated[
         Path | None,
         typer.Option(help="A Markdown file with the marks of this sweep, such as README.md."),
@@ -89,16 +93,33 @@ def sweep(
     What runs share is made once; running it again goes on where it was interrupted.
 
     transfusion sweep jobs/ablations/attention.sweep.yaml --profile cluster/laptop.yaml
+
+    Paths of data, as of any job: transfusion sweep jobs/paper/sizes.sweep.yaml --plan
+    stages.images.config.path='s3://BUCKET/pairs/*.tar' ...
     """
     from transfusion.runner.cluster import stop_ray
+    from transfusion.runner.estimate import estimate_text
     from transfusion.runner.profile import read_profile
     from transfusion.runner.run import configure_logging
-    from transfusion.runner.sweep import collect, run_sweep, sweep_text, write_into
+    from transfusion.runner.sweep import (
+        collect,
+        plan_sweep,
+        run_sweep,
+        sweep_text,
+        write_into,
+    )
     from transfusion.spec.sweep import read_sweep
 
     found = read_sweep(file, tuple(overrides or ()))
     resources = read_profile(profile)
     log = configure_logging()
+    if plan_only:
+        told, estimates = plan_sweep(found, resources)
+        typer.echo(told)
+        if profile is not None:
+            cost = estimate_text(estimates, resources, where=str(profile))
+            typer.echo(cost, nl=bool(cost))
+        return
     if show_only:
         result = collect(found)
     else:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 BACKWARD = 2
 """Products on the way back for each on the way there: one for the input's gradient, one for the weight's."""
 
+LATENT_SHAPE = (8, 32, 32)
+"""The paper's images: 256 px through an autoencoder that halves three times."""
+
 CAPTION_TOKENS = 28
 """Of the usual sequence: no paper states how long its captions are."""
 
@@ -109,3 +112,31 @@ def training_flops(
         config, work, vocab_size=vocab_size, latent_shape=latent_shape, variance=variance
     )
     return (1 + BACKWARD) * sum(once.values())
+
+
+def usual_patches(patch_size: int) -> int:
+    """Of an image of `LATENT_SHAPE`."""
+    _, height, width = LATENT_SHAPE
+    return (height // patch_size) * (width // patch_size)
+
+
+def usual_flops_per_position(
+    config: ModelConfig,
+    *,
+    vocab_size: int,
+    sequence_length: int = 4096,
+    image_attention: ImageAttention = "bidirectional",
+    has_latents: bool = True,
+) -> float:
+    """Of training, a position of the paper's sequence in the mean: `Work.usual`, images of `LATENT_SHAPE`.
+
+    Args:
+        has_latents: False where all is tokens, codes of images among them: every position has a target.
+    """
+    patches = usual_patches(config.patch_size)
+    work = Work.usual(patches, sequence_length=sequence_length, image_attention=image_attention)
+    if not has_latents:
+        pairs = sequence_length * (sequence_length + 1) / 2
+        work = Work(positions=sequence_length, text_rows=sequence_length, images=0, key_pairs=pairs)
+    flops = training_flops(config, work, vocab_size=vocab_size, latent_shape=LATENT_SHAPE)
+    return flops / work.positions

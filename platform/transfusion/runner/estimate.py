@@ -1,14 +1,17 @@
 """What the stages of a plan would cost on accelerators, from a profile's measured rates.
 
 Only what is known without starting anything is counted: rows from configs and from artifacts that are there,
-positions from the mixture's config. The rest stays a question mark.
+positions from the mixture's config, FLOPs from the model's. The rest stays a question mark.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from transfusion.artifacts.artifact import Artifact, find_artifact
-from transfusion.runner.profile import Profile
+from transfusion.model.config import ModelConfig
+from transfusion.model.flops import usual_flops_per_position
+from transfusion.model.presets import LLAMA_VOCABULARY
+from transfusion.runner.profile import Profile, Rates
 from transfusion.spec.plan import PlannedStage
 from transfusion.stage import duration
 from transfusion.storage.store import Store
@@ -65,7 +68,7 @@ def estimate(plan: Sequence[PlannedStage], store: Store, profile: Profile) -> li
                     stage=planned.stage.name,
                     unit="positions",
                     amount=_positions(planned, by_name[inputs["mixture"]]),
-                    rate=profile.rates.train_positions_per_second,
+                    rate=_train_rate(planned, by_name[inputs["mixture"]], profile.rates),
                     accelerators=profile.train.num_workers,
                 )
             )
@@ -112,6 +115,24 @@ def _positions(run: PlannedStage, mixture: PlannedStage) -> int | None:
     return product
 
 
+def _train_rate(run: PlannedStage, mixture: PlannedStage, rates: Rates) -> float | None:
+    """Positions a second of one accelerator: as measured, or by FLOPs, with the paper's vocabulary and images."""
+    if rates.train_positions_per_second is not None or rates.train_tflops_per_second is None:
+        return rates.train_positions_per_second
+    model, plan = getattr(run.stage.config, "model", None), mixture.stage.config
+    layout = getattr(plan, "layout", None)
+    if not isinstance(model, ModelConfig) or layout is None:
+        return None
+    flops = usual_flops_per_position(
+        model,
+        vocab_size=LLAMA_VOCABULARY,
+        sequence_length=getattr(plan, "sequence_length", 4096),
+        image_attention=layout.image_attention,
+        has_latents=any(source.latents for source in getattr(plan, "sources", {}).values()),
+    )
+    return 1e12 * rates.train_tflops_per_second / flops
+
+
 def estimate_text(estimates: Sequence[Estimate], profile: Profile, *, where: str) -> str:
     """A line a stage, and the sum. Empty where no stage would keep an accelerator busy."""
     if not estimates:
@@ -121,7 +142,13 @@ def estimate_text(estimates: Sequence[Estimate], profile: Profile, *, where: str
     width = max(len(one.stage) for one in estimates)
     for one in estimates:
         amount = "?" if one.amount is None else f"{one.amount:,}"
-        rate = "?" if one.rate is None else f"{one.rate:,.6g}"
+        rate = (
+            "?"
+            if one.rate is None
+            else f"{one.rate:,.0f}"
+            if one.rate >= 100
+            else f"{one.rate:.3g}"
+        )
         told = f"  {one.stage:{width}}  {amount} {one.unit} at {rate}/s"
         if one.hours is not None:
             lasting = duration(3600 * one.hours / one.accelerators)

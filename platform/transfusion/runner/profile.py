@@ -109,7 +109,10 @@ class Rates(Config):
     images_per_second: float | None = Field(None, gt=0)
     """Encoded to latents: as the encoding stage reported it, divided by its actors."""
     train_positions_per_second: float | None = Field(None, gt=0)
-    """Positions of packed sequences, padding included, that training takes in."""
+    """Positions of packed sequences, padding included, that training takes in: of one model."""
+    train_tflops_per_second: float | None = Field(None, gt=0)
+    """Model TFLOP/s that training reaches, a run's `mfu` times the peak: for models of any size, where positions a
+    second are not given."""
     price_per_hour: float | None = Field(None, ge=0)
     """Of one accelerator, in dollars."""
 

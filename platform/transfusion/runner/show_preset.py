@@ -10,16 +10,21 @@ from typing import TYPE_CHECKING, Any, get_args
 from transfusion.config import suggestion
 from transfusion.errors import SpecError
 from transfusion.model.config import AdapterName, ModelConfig
-from transfusion.model.flops import BACKWARD, CAPTION_TOKENS, Work, forward_flops, training_flops
+from transfusion.model.flops import (
+    BACKWARD,
+    CAPTION_TOKENS,
+    LATENT_SHAPE,
+    Work,
+    forward_flops,
+    usual_flops_per_position,
+    usual_patches,
+)
 from transfusion.model.parts import list_parts
 from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, preset
 from transfusion.sequence.layout import ImageAttention
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-LATENT_SHAPE = (8, 32, 32)
-"""The paper's images: 256 px through an autoencoder that halves three times."""
 
 SEQUENCE_LENGTH = 4096
 
@@ -68,20 +73,6 @@ def preset_status(
     }
 
 
-def _work(config: ModelConfig, image_attention: ImageAttention = "bidirectional") -> Work:
-    _, height, width = LATENT_SHAPE
-    patches = (height // config.patch_size) * (width // config.patch_size)
-    return Work.usual(patches, sequence_length=SEQUENCE_LENGTH, image_attention=image_attention)
-
-
-def _flops_per_token(config: ModelConfig, image_attention: ImageAttention) -> float:
-    work = _work(config, image_attention)
-    return (
-        training_flops(config, work, vocab_size=LLAMA_VOCABULARY, latent_shape=LATENT_SHAPE)
-        / work.positions
-    )
-
-
 def _described(name: str, config: ModelConfig) -> dict[str, Any]:
     adapter = transformer = 0
     for part in list_parts(config, vocab_size=LLAMA_VOCABULARY, latent_shape=LATENT_SHAPE):
@@ -89,12 +80,11 @@ def _described(name: str, config: ModelConfig) -> dict[str, Any]:
             adapter += part.parameters
         else:
             transformer += part.parameters
-    _, height, width = LATENT_SHAPE
     return {
         "name": name,
         "adapter": config.adapter,
         "patch_size": config.patch_size,
-        "image_tokens": (height // config.patch_size) * (width // config.patch_size),
+        "image_tokens": usual_patches(config.patch_size),
         "shape": {
             "dim": config.dim,
             "depth": config.depth,
@@ -109,8 +99,13 @@ def _described(name: str, config: ModelConfig) -> dict[str, Any]:
         },
         "adapter_percent": 100 * adapter / transformer,
         "training_flops_per_token": {
-            "bidirectional": _flops_per_token(config, "bidirectional"),
-            "causal": _flops_per_token(config, "causal"),
+            attention: usual_flops_per_position(
+                config,
+                vocab_size=LLAMA_VOCABULARY,
+                sequence_length=SEQUENCE_LENGTH,
+                image_attention=attention,
+            )
+            for attention in get_args(ImageAttention)
         },
         "model": config.identity(),
     }
@@ -118,7 +113,7 @@ def _described(name: str, config: ModelConfig) -> dict[str, Any]:
 
 def _parts(config: ModelConfig) -> list[dict[str, Any]]:
     """Parameters, and FLOPs of training a token, of each group of parts."""
-    work = _work(config)
+    work = Work.usual(usual_patches(config.patch_size), sequence_length=SEQUENCE_LENGTH)
     told: Mapping[str, Any] = {"vocab_size": LLAMA_VOCABULARY, "latent_shape": LATENT_SHAPE}
     once = forward_flops(config, work, **told)
     # Parts of the same name are told together: those of both ways, per level.

@@ -1,14 +1,16 @@
-"""`transfusion sweep`: every run of a sweep that is not there yet, and the table of all."""
+"""`transfusion sweep`: what it would make, every run that is not there yet, and the table of all."""
 
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transfusion.artifacts.artifact import find_artifact
 from transfusion.errors import ArtifactError, SpecError, TransfusionError
 from transfusion.report.sweep import Cell, as_markdown, as_text, compare_arms, table
+from transfusion.runner.estimate import Estimate, estimate
+from transfusion.runner.profile import Profile
 from transfusion.runner.run import run_job
 from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.spec.sweep import Sweep, SweepRun
@@ -101,6 +103,35 @@ def _missing(sweep: Sweep, run: SweepRun) -> Iterator[PlannedStage]:
     for planned in plan_job(run.job, store):
         if planned.stage.name in sweep.stages and planned.status != "cached":
             yield planned
+
+
+def plan_sweep(sweep: Sweep, profile: Profile) -> tuple[str, list[Estimate]]:
+    """A line a run, with the stages that it adds to what is there and to runs before it; and their estimates."""
+    known: set[tuple[str, str]] = set()
+    lines, estimates = [f"{sweep.file.title}  ({len(sweep.runs)} runs)"], list[Estimate]()
+    width = max(len(run.arm) for run in sweep.runs)
+    for run in sweep.runs:
+        store = open_store(run.job.file.store)
+        planned = {
+            stage.stage.name: stage
+            for until in sweep.stages
+            for stage in plan_job(run.job, store, until=until)
+        }
+        new = [
+            stage
+            for stage in planned.values()
+            if stage.status != "cached" and (stage.stage.uses, stage.fingerprint) not in known
+        ]
+        known |= {(stage.stage.uses, stage.fingerprint) for stage in new}
+        names = [stage.stage.name for stage in new]
+        estimates += [
+            replace(one, stage=f"{run.arm}, seed {run.seed}: {one.stage}")
+            for one in estimate(list(planned.values()), store, profile)
+            if one.stage in names
+        ]
+        told = ", ".join(names) or "all is there, or made by a run before"
+        lines.append(f"  {run.arm:{width}}  seed {run.seed}  {told}")
+    return "\n".join(lines), estimates
 
 
 def sweep_text(result: SweepResult) -> str:
