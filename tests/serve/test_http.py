@@ -347,8 +347,11 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
         with pytest.raises(ApiError) as refused:
             await service.ask([request])
         assert refused.value.status == 429
-        for path in (IMAGES, COMPLETIONS):
+        for path in (IMAGES, COMPLETIONS, CHAT):
             await is_refused(path, "x")
+        # Nothing of it is read, so nothing is known to be wrong with it.
+        assert (await client.post(IMAGES, content=b"no json")).status_code == 429
+        assert (await client.get("/health")).status_code == 200
         await client.aclose()
         for task in tasks:
             task.cancel()

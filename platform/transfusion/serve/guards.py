@@ -10,7 +10,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +27,9 @@ OPEN_PATHS = frozenset(
 )
 """What tells nothing that a key protects: whether the server is there, and the page, which asks with a key."""
 
+Refusal = Callable[[], ApiError | None]
+"""Why one more request for samples cannot be taken now; None when it can."""
+
 
 def key_digests() -> tuple[str, ...]:
     """sha256 of each key in the environment: keys themselves go into no argument and no log."""
@@ -35,7 +38,7 @@ def key_digests() -> tuple[str, ...]:
 
 
 class Guard:
-    """ASGI middleware that answers what is too long, too slow or without a key."""
+    """ASGI middleware that answers what is too long, too slow, without a key, or comes when no place is left."""
 
     def __init__(
         self,
@@ -45,16 +48,21 @@ class Guard:
         body_timeout_s: float,
         digests: Sequence[str] = (),
         headers: Mapping[str, str] = MappingProxyType({}),
+        sampling_paths: Collection[str] = (),
+        refusal: Refusal | None = None,
         tells_request_id: bool = True,
     ) -> None:
         """Wraps an app.
 
         Args:
             headers: Of every answer.
+            sampling_paths: Where samples are asked for: what `refusal` says is answered there before anything is
+                read, so that a crowd that must be turned away costs those who are served little.
             tells_request_id: Whether answers have an id; where a proxy adds its own there would be two.
         """
         self.app = app
         self.headers = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        self.sampling_paths, self.refusal = frozenset(sampling_paths), refusal
         self.tells_request_id = tells_request_id
         self.max_body_bytes = max_body_bytes
         self.body_timeout_s = body_timeout_s
@@ -71,6 +79,7 @@ class Guard:
             if scope["path"] not in OPEN_PATHS:
                 self._check_key(headers.get(b"authorization", b""))
             self._check_length(headers.get(b"content-length", b"0"))
+            self._check_room(scope)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
             return
@@ -117,6 +126,13 @@ class Guard:
     def _check_length(self, declared: bytes) -> None:
         if declared.isdigit() and int(declared) > self.max_body_bytes:
             raise _too_long(self.max_body_bytes)
+
+    def _check_room(self, scope: Scope) -> None:
+        if self.refusal is None or scope["path"] not in self.sampling_paths:
+            return
+        refused = self.refusal() if scope["method"] == "POST" else None
+        if refused is not None:
+            raise refused
 
 
 class _Answer:

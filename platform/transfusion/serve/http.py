@@ -3,20 +3,17 @@
 from collections.abc import Sequence
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from transfusion.serve import errors
 from transfusion.serve.endpoints import chat, completions, images, playground, status, tokens
 from transfusion.serve.guards import Guard
 from transfusion.serve.service import Service
 
-ENDPOINTS = (
-    chat.routes,
-    images.routes,
-    completions.routes,
-    playground.routes,
-    status.routes,
-    tokens.routes,
-)
+SAMPLING = (chat.routes, images.routes, completions.routes)
+"""What takes places in the engine."""
+
+ENDPOINTS = (*SAMPLING, playground.routes, status.routes, tokens.routes)
 
 
 def make_app(
@@ -30,8 +27,9 @@ def make_app(
     """
     app = FastAPI(title="Transfusion", docs_url=None, redoc_url=None)
     errors.install(app)
-    for routes in ENDPOINTS:
-        app.include_router(routes(service), responses=errors.ERRORS)
+    routers = {routes: routes(service) for routes in ENDPOINTS}
+    for router in routers.values():
+        app.include_router(router, responses=errors.ERRORS)
     app.add_middleware(
         Guard,
         max_body_bytes=service.config.max_body_bytes,
@@ -42,6 +40,13 @@ def make_app(
             "X-Model-Digest": service.processor.package.digest,
             "X-Model-Lineage": service.package.trained_by or "unknown",
         },
+        sampling_paths={
+            route.path
+            for of in SAMPLING
+            for route in routers[of].routes
+            if isinstance(route, Route)
+        },
+        refusal=service.refusal,
         tells_request_id=tells_request_id,
     )
     return app

@@ -180,10 +180,17 @@ class Service:
             ApiError: There is no such model (404), or the server is full (429).
         """
         self.check_model(model)
-        if self.loop.is_full(count):
-            self.metrics.rejected(count)
-            raise self._busy()
+        refused = self.refusal(count)
+        if refused is not None:
+            raise refused
         return self.deadline(asked_s)
+
+    def refusal(self, count: int = 1) -> ApiError | None:
+        """A 429 when there is no place for so many samples more, and counts them as rejected."""
+        if not self.loop.is_full(count):
+            return None
+        self.metrics.rejected(count)
+        return self._busy()
 
     def _busy(self) -> ApiError:
         return ApiError(
