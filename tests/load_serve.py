@@ -6,8 +6,10 @@
 
 `saturation`: requests a second (pictures and texts, half of each) of a bare engine and over HTTP, through Serve,
 in turns. `overload`: the latency of what is admitted at saturation, and when ten times as many requests arrive as
-are answered there; refusals, and the replica's memory. `curve`: a load that rises and falls; replicas follow, and
-no request fails; how long each part of a replica's start took. Callers have a process of their own, as in life.
+are answered there; refusals, and the replica's memory. `curve`: a load that rises and falls; replicas follow, each
+on a machine that Ray's autoscaler starts for it and stops again (processes here, by Ray's own provider for tests),
+and no request fails; how long each part of a replica's start took.
+Callers have a process of their own, as in life.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import itertools
 import json
 import logging
 import multiprocessing
+import re
 import sys
 import tempfile
 import time
@@ -30,6 +33,7 @@ import aiohttp
 import httpx
 import torch
 
+from tests.growing_cluster import growing_cluster
 from tests.s3 import free_port
 from tests.tiny import LATENT, package_config, tiny_autoencoder, tiny_tokenizer
 from transfusion.model.config import ModelConfig
@@ -307,12 +311,13 @@ CURVE = ((2, 20.0), (24, 60.0), (2, 60.0))
 
 def curve(package: Path) -> bool:
     """Whether replicas follow the load up and down, and every request is answered."""
+    import ray
     from ray import serve
 
     address = start(
         package,
         ServeResources(
-            max_replicas=3, cpus_per_replica=0.5, upscale_delay_s=2, downscale_delay_s=5, look_back_period_s=4,
+            max_replicas=3, cpus_per_replica=1, upscale_delay_s=2, downscale_delay_s=5, look_back_period_s=4,
         ),
     )  # fmt: skip
 
@@ -320,7 +325,12 @@ def curve(package: Path) -> bool:
         status = serve.status().applications["transfusion"].deployments["Sampler"]
         return int(status.replica_states.get("RUNNING", 0))
 
+    def machines() -> int:
+        return sum(bool(node["Alive"]) for node in ray.nodes()) - 1
+
     codes: Counter[int] = Counter()
+    starts: set[str] = set()
+    seen_machines: list[int] = []
     seen_replicas: list[list[int]] = []
     began = time.monotonic()
     with Apart() as callers:
@@ -329,18 +339,32 @@ def curve(package: Path) -> bool:
             seen_replicas.append([])
             while not under_way.done():
                 seen_replicas[-1].append(replicas())
+                seen_machines.append(machines())
                 print(
-                    f"  {time.monotonic() - began:5.0f} s  {count:2d} callers  {seen_replicas[-1][-1]} replicas",
+                    f"  {time.monotonic() - began:5.0f} s  {count:2d} callers  {seen_replicas[-1][-1]} replicas  "
+                    f"{seen_machines[-1]} machines",
                     flush=True,
                 )
+                starts.add(_start_of_one(address))
                 time.sleep(5)
             codes += under_way.result().codes
-    parts = httpx.get(f"{address}/metrics", timeout=30).text
-    starts = [line for line in parts.splitlines() if line.startswith("transfusion_start_seconds{")]
+        limit = time.monotonic() + 120
+        while machines() > 1 and time.monotonic() < limit:
+            time.sleep(1)
     low, high, again = (max(seen_replicas[0]), max(seen_replicas[1]), seen_replicas[2][-1])
     print(f"replicas {low}, at most {high}, and {again} at the end; answers {dict(codes)}")
-    print("a replica's start:", "; ".join(starts))
-    return high > low and again == low and set(codes) == {200}
+    print(f"machines {seen_machines[0]}, at most {max(seen_machines)}, and {machines()} at the end")
+    for one in sorted(starts):
+        print("a replica's start:", one)
+    followed = high > low and again == low and machines() == 1 < max(seen_machines)
+    return followed and set(codes) == {200} and any("machine" in one for one in starts)
+
+
+def _start_of_one(address: str) -> str:
+    """Of whichever replica answers."""
+    text = httpx.get(f"{address}/metrics", timeout=30).text
+    found = re.findall(r'^transfusion_start_seconds\{part="(\w+)"\} (\S+)', text, re.MULTILINE)
+    return ", ".join(f"{part} {float(seconds):.1f} s" for part, seconds in found)
 
 
 def main() -> int:
@@ -355,18 +379,20 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--proxy", choices=("ray", "haproxy"), default="ray")
     chosen = parser.parse_args()
-    start_ray(num_cpus=2, log=logging.getLogger("load"), proxy=chosen.proxy)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            package = make_package(Path(folder))
-            if chosen.what == "saturation":
-                held = saturation(package, seconds=chosen.seconds or 20, turns=chosen.turns)
-            elif chosen.what == "overload":
-                held = overload(package, seconds=chosen.seconds or 600)
-            else:
+    with tempfile.TemporaryDirectory() as folder:
+        package = make_package(Path(folder))
+        if chosen.what == "curve":
+            with growing_cluster():
                 held = curve(package)
-    finally:
-        stop_ray()
+        else:
+            start_ray(num_cpus=2, log=logging.getLogger("load"), proxy=chosen.proxy)
+            try:
+                if chosen.what == "saturation":
+                    held = saturation(package, seconds=chosen.seconds or 20, turns=chosen.turns)
+                else:
+                    held = overload(package, seconds=chosen.seconds or 600)
+            finally:
+                stop_ray()
     print(json.dumps({chosen.what: "holds" if held else "does not hold"}))
     return int(not held)
 

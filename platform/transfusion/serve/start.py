@@ -8,9 +8,12 @@ PARTS = ("process", "fetch", "weights", "warm_up")
 """Ray's worker up to its first load (imports among them); the package's files from the store; reading, verifying
 and placing its weights; the first steps, which compile and grow what later ones find."""
 
+MACHINE = "machine"
+"""What is before all of them, where Ray can tell it: waiting for room, or for a machine to come."""
+
 
 class StartClock:
-    """Seconds of each part; what a node takes to come is before all of them and is Ray's to tell."""
+    """Seconds of each part that a replica can measure itself."""
 
     def __init__(self, *, is_first: bool) -> None:
         """Starts counting.
