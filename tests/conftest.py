@@ -18,18 +18,18 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @functools.cache
-def needs_ray(path: str) -> bool:
-    """Whether a module's tests, or some of them, use a Ray."""
+def use_of_ray(path: str) -> int:
+    """0 for a module whose tests share the session's Ray, 1 where they start one of their own, 2 without."""
     text = (Path(__file__).parent.parent / path).read_text(encoding="utf-8")
-    return "ray_cluster" in text or "mark.ray" in text
+    return 0 if "ray_cluster" in text else 1 if "mark.ray" in text else 2
 
 
 class BesideRay(LoadScopeScheduling):
-    """Where processes share the tests: modules stay whole, and one process has all that need a Ray."""
+    """Where processes share the tests: modules stay whole, and one process has all that share a Ray."""
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        return "ray" if needs_ray(path) else path
+        return path if use_of_ray(path) else "ray"
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -40,7 +40,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> BesideRay
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What needs a Ray comes first: it takes longest. Sorting keeps the order of the rest."""
-    items.sort(key=lambda item: not needs_ray(item.nodeid.partition("::")[0]))
+    items.sort(key=lambda item: use_of_ray(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,14 @@ import base64
 import contextlib
 import http.server
 import io
+import ssl
 import threading
 from asyncio.selector_events import BaseSelectorEventLoop
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
+import trustme
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -176,6 +178,27 @@ def test_a_picture_is_fetched_from_the_address_that_was_checked_and_no_later_one
     assert headers["Host"] == HOST
     assert "Cookie" not in headers
     assert "Authorization" not in headers
+
+
+def test_over_https_the_host_must_prove_its_name(
+    server, connected, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection goes to an address; what must be proven is the name that was asked for."""
+    authority, told = trustme.CA(), []
+    authority.cert_pem.write_to_path(str(tmp_path / "authority.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.sni_callback = lambda _socket, name, _context: told.append(name)
+    authority.issue_cert(HOST).configure_cert(context)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    assert fetch(f"https://{HOST}/a.png", Names([PUBLIC])) == png()
+    assert told == [HOST]
+    authority.issue_cert("other.example").configure_cert(context)
+    assert "did not send it" in refusal(f"https://{HOST}/a.png", Names([PUBLIC]))
+    trustme.CA().issue_cert(HOST).configure_cert(context)
+    assert "did not send it" in refusal(f"https://{HOST}/a.png", Names([PUBLIC]))
+    assert len(server.asked) == 1
+    assert connected == [PUBLIC] * 3
 
 
 def test_redirects_are_not_followed(server, connected) -> None:

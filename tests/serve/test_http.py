@@ -367,6 +367,29 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
     service.close()
 
 
+def test_callers_who_come_at_once_have_the_engines_places_and_the_queues(
+    sampler: Sampler, monkeypatch
+) -> None:
+    """Also before the engine has taken a step: who has a place in it does not wait."""
+    service = Service(sampler, EndpointConfig(max_batch_size=2, max_queued_samples=3))
+    go = slowed(service, monkeypatch)
+
+    async def scenario() -> None:
+        request = image_request(sampler)
+        tasks = [asyncio.create_task(service.ask([request])) for _ in range(7)]
+        await asyncio.sleep(0.2)
+        refused = [task for task in tasks if task.done()]
+        assert len(refused) == 2
+        for task in refused:
+            with pytest.raises(ApiError, match="busy"):
+                task.result()
+        go.set()
+        await asyncio.gather(*(task for task in tasks if task not in refused))
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+    service.close()
+
+
 def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away(
     sampler: Sampler, monkeypatch
 ) -> None:

@@ -154,7 +154,7 @@ def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path)
         os.kill(engine.pid, signal.SIGSTOP)
         async with caller(replica) as client:
             drawing = asyncio.create_task(draw(client))
-            await asyncio.sleep(2 * ENDPOINT.step_timeout_s)
+            await asyncio.to_thread(until, lambda: engine.step_age_s > ENDPOINT.step_timeout_s)
             with pytest.raises(RuntimeError, match=r"a step of the engine takes .* at most 0.2"):
                 replica.check()
             os.kill(engine.pid, signal.SIGCONT)
@@ -163,9 +163,9 @@ def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path)
             # Nor does it help that those who asked have gone.
             os.kill(engine.pid, signal.SIGSTOP)
             gone = asyncio.create_task(draw(client))
-            await asyncio.sleep(ENDPOINT.step_timeout_s / 2)
+            await asyncio.to_thread(until, lambda: engine.num_unfinished > 0)
             gone.cancel()
-            await asyncio.sleep(2 * ENDPOINT.step_timeout_s)
+            await asyncio.to_thread(until, lambda: engine.step_age_s > ENDPOINT.step_timeout_s)
             with pytest.raises(RuntimeError, match="a step of the engine takes"):
                 replica.check()
         replica.service.close()

@@ -141,6 +141,8 @@ class RaggedStep:
     cache: PagedCache
     num_rows: int
     groups: tuple[_Group, ...]
+    slots: Int[Tensor, " n"] | None
+    """Where all rows are written, where none go in place: one call for all groups costs what one for each does."""
 
     @classmethod
     def plan(
@@ -166,10 +168,12 @@ class RaggedStep:
             rows = slice(start, start + members[0].num * len(members))
             groups.append(_group(members, rows, cache))
             start, index = rows.stop, until
+        writes = [group.write for group in groups if isinstance(group.write, Tensor)]
         return cls(
             cache=cache,
             num_rows=start,
             groups=tuple(_on(group, device) for group in groups),
+            slots=torch.cat(writes).to(device) if len(writes) == len(groups) else None,
         )
 
     def layer(self, index: int) -> Attend:
@@ -181,9 +185,7 @@ class RaggedStep:
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             for stored, new in ((keys, k), (values, v)):
-                rows = new[0].transpose(0, 1)
-                for group in self.groups:
-                    group.put(stored, rows)
+                self._put(stored, new[0].transpose(0, 1))
             by_row = q[0].transpose(0, 1)
             seen = [_attend(by_row, keys, values, group) for group in self.groups]
             if padding := by_row.shape[0] - self.num_rows:
@@ -192,6 +194,14 @@ class RaggedStep:
             return together[None].transpose(1, 2)
 
         return attend
+
+    def _put(self, stored: Float[Tensor, "s g e"], new: Float[Tensor, "n g e"]) -> None:
+        """Writes the keys, or the values, of the step."""
+        if self.slots is not None:
+            stored.index_copy_(0, self.slots, new[: self.num_rows].to(stored.dtype))
+            return
+        for group in self.groups:
+            group.put(stored, new)
 
 
 def _joins(one: Queries, first: Queries, together: bool | None) -> bool:
@@ -268,10 +278,6 @@ def _on(group: _Group, device: torch.device) -> _Group:
     keys = group.keys
     if isinstance(keys, _Gathered):
         keys = _Gathered(keys.slots.to(device))
-    assert isinstance(group.write, Tensor)
-    return replace(
-        group,
-        keys=keys,
-        bias=None if group.bias is None else group.bias.to(device),
-        write=group.write.to(device),
-    )
+    bias = None if group.bias is None else group.bias.to(device)
+    # Where its rows go is the step's: on a device nothing is written in place.
+    return replace(group, keys=keys, bias=bias)

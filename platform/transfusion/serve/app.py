@@ -1,8 +1,5 @@
 """The Ray Serve application: replicas of the sampler, each with its own HTTP endpoints and batches."""
 
-import asyncio
-import logging
-import time
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,11 +12,7 @@ from transfusion.serve.guards import key_digests
 from transfusion.serve.metrics import Metrics
 from transfusion.serve.ray_metrics import RayInstruments
 from transfusion.serve.replica import Replica, ReplicaConfig
-from transfusion.serve.start import MACHINE, process_age_s
-from transfusion.serve.waited import machine_wait_s
 from transfusion.stage import ServeResources
-
-logger = logging.getLogger("transfusion.serve")
 
 NAME = "transfusion"
 DEPLOYMENT = "Sampler"
@@ -87,19 +80,14 @@ class _Replica:
             # Serve's proxy names every request itself.
             tells_request_id=False,
         )
+        self._taken: dict[str, Any] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        is_first = not self.replica.is_serving
+        # Serve says the same again when replicas come and go, for the sake of those that have a rank.
+        if user_config == self._taken:
+            return
+        self._taken = user_config
         await self.replica.take(ReplicaConfig.model_validate(user_config))
-        if is_first:
-            # Ray is asked when all else is done: its answer may take seconds, and callers wait for this replica.
-            self._asking = asyncio.create_task(self._tell_wait(time.time() - process_age_s()))
-
-    async def _tell_wait(self, process_began_s: float) -> None:
-        seconds = await asyncio.to_thread(machine_wait_s, process_began_s)
-        if seconds is not None:
-            self.replica.metrics.start(seconds, MACHINE)
-            logger.warning("had waited %.1f s for a machine", seconds)
 
     def check_health(self) -> None:
         self.replica.check()

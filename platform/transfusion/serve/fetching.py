@@ -7,6 +7,7 @@ and the connection: the client is given those that were checked and asks for no 
 import asyncio
 import ipaddress
 import socket
+import ssl
 from collections.abc import Awaitable, Callable, Sequence
 
 import aiohttp
@@ -61,6 +62,8 @@ class PictureFetcher:
         self._hosts = frozenset(hosts)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._lookup = lookup or look_up
+        # The system's authorities, or those of SSL_CERT_FILE.
+        self._tls = ssl.create_default_context()
 
     async def fetch(self, address: str, *, max_bytes: int, param: str) -> bytes:
         """What is at an address; whether it is a picture is for its reader to see.
@@ -74,7 +77,10 @@ class PictureFetcher:
         url = self._checked(address, param)
         # A connection of its own: nothing of one caller is there for the next.
         connector = aiohttp.TCPConnector(
-            resolver=_CheckedResolver(self._lookup), use_dns_cache=False, force_close=True
+            resolver=_CheckedResolver(self._lookup),
+            use_dns_cache=False,
+            force_close=True,
+            ssl=self._tls,
         )
         try:
             async with (

@@ -57,6 +57,10 @@ class Runner(Protocol):
         """Requests that have not joined."""
 
     @property
+    def num_unfinished(self) -> int:
+        """Those, and the ones that have joined and not ended."""
+
+    @property
     def step_age_s(self) -> float:
         """For how long the step under way has been so; 0 between steps."""
 
@@ -77,9 +81,15 @@ class Runner(Protocol):
 class EngineLoop:
     """What callers share: the queue's limit, and what is counted of their waiting."""
 
-    def __init__(self, runner: Runner, *, max_queued: int, metrics: Metrics) -> None:
+    def __init__(self, runner: Runner, *, max_rows: int, max_queued: int, metrics: Metrics) -> None:
+        """Shares a runner.
+
+        Args:
+            max_rows: Requests that its engine answers at once.
+            max_queued: Requests that may wait beside them.
+        """
         self.runner = runner
-        self._max_queued = max_queued
+        self._max_unfinished = max_rows + max_queued
         self._metrics = metrics
 
     @property
@@ -88,9 +98,12 @@ class EngineLoop:
         return self.runner.num_waiting
 
     def is_full(self, count: int) -> bool:
-        """Whether so many more may not wait. Any one caller's requests may where none does, however many."""
-        waiting = self.runner.num_waiting
-        return waiting > 0 and waiting + count > self._max_queued
+        """Whether so many more may not wait. Any one caller's requests may where none does, however many.
+
+        What has a place in the engine does not wait, though it joins at the next step only.
+        """
+        runner = self.runner
+        return runner.num_waiting > 0 and runner.num_unfinished + count > self._max_unfinished
 
     @asynccontextmanager
     async def ask(self, requests: Sequence[Request]) -> AsyncIterator[Events]:

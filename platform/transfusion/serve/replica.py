@@ -60,17 +60,12 @@ class Replica:
             tells_request_id: See `make_app`.
         """
         self._endpoint, self._digests = endpoint, tuple(digests)
-        self.metrics = metrics or Metrics()
+        self._metrics = metrics or Metrics()
         self._tells_request_id = tells_request_id
         self._served: _Served | None = None
         # Whatever is mounted here answers; the outer application only starts and stops.
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         self.app.mount("/", self._answer)
-
-    @property
-    def is_serving(self) -> bool:
-        """Whether a model is loaded."""
-        return self._served is not None
 
     @property
     def service(self) -> Service:
@@ -95,7 +90,7 @@ class Replica:
             self.service.is_new_model_refused = True
             return
         for part, seconds in clock.parts.items():
-            self.metrics.start(seconds, part)
+            self._metrics.start(seconds, part)
         logger.warning("serves %s: %s", config.model, clock)
         app = make_app(service, digests=self._digests, tells_request_id=self._tells_request_id)
         before, self._served = self._served, _Served(service, app)
@@ -120,7 +115,7 @@ class Replica:
         began = time.perf_counter()
         folder = package_folder(model)
         clock.add("fetch", time.perf_counter() - began)
-        return Service.load(folder, self._endpoint, metrics=self.metrics, clock=clock)
+        return Service.load(folder, self._endpoint, metrics=self._metrics, clock=clock)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         served = self._served

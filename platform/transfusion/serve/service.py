@@ -57,7 +57,12 @@ class Service:
         if runner is None:
             assert isinstance(processor, Sampler), "without a runner the model must be here"
             runner = self._on_a_thread(processor)
-        self.loop = EngineLoop(runner, max_queued=config.max_queued_samples, metrics=self.metrics)
+        self.loop = EngineLoop(
+            runner,
+            max_rows=config.max_batch_size,
+            max_queued=config.max_queued_samples,
+            metrics=self.metrics,
+        )
 
     @staticmethod
     def load(

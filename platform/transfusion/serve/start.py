@@ -8,12 +8,13 @@ PARTS = ("process", "fetch", "weights", "warm_up")
 """Ray's worker up to its first load (imports among them); the package's files from the store; reading, verifying
 and placing its weights; the first steps, which compile and grow what later ones find."""
 
-MACHINE = "machine"
-"""What is before all of them, where Ray can tell it: waiting for room, or for a machine to come."""
-
 
 class StartClock:
-    """Seconds of each part that a replica can measure itself."""
+    """Seconds of each part that a replica can measure itself.
+
+    What is before them, waiting for room or for a machine to come, Ray Serve measures: what
+    `ray_serve_replica_startup_latency_ms` has beyond `ray_serve_replica_initialization_latency_ms`.
+    """
 
     def __init__(self, *, is_first: bool) -> None:
         """Starts counting.
