@@ -69,3 +69,10 @@ def test_rows_have_their_own_settings():
         uniform=torch.tensor([0.99, 0.99]),
     )
     assert tokens.tolist() == [1, 2]
+
+
+def test_settings_that_are_nothing_in_fp32_take_the_likeliest():
+    for tiny in (1e-300, 1e-46, 1e-30):
+        assert draw([0.0, 0.5, 0.999], top_p=tiny) == [1, 1, 1]
+        assert draw([0.0, 0.5, 0.999], temperature=tiny) == [1, 1, 1]
+        assert draw([0.999], top_p=tiny, temperature=2.0, top_k=1) == [1]

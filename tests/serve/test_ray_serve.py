@@ -138,6 +138,17 @@ def test_an_answer_of_many_megabytes_comes_whole(address: str) -> None:
 
 
 @pytest.mark.ray
+def test_a_caller_who_is_out_of_time_is_told_in_the_shape_of_errors(address: str) -> None:
+    """Serve's proxy has a header for it too, and answers that in plain text."""
+    answer = httpx.post(
+        f"{address}/v1/images/generations",
+        json={"prompt": "a red circle"},
+        headers={"x-timeout-seconds": "0.001"},
+    )
+    assert answer.status_code == 408
+    assert answer.json()["error"]["type"] == "timeout_error"
+
+
 def test_rays_own_metrics_have_each_replicas_numbers(address: str) -> None:
     import ray
 

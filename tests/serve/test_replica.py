@@ -145,6 +145,21 @@ def test_a_start_is_told_by_its_parts(tmp_path: Path) -> None:
     assert told["warm_up"] > 0
 
 
+def test_every_path_that_is_none_is_told_in_the_shape_of_errors(tmp_path: Path) -> None:
+    async def scene() -> None:
+        replica = Replica(ENDPOINT)
+        await replica.take(ReplicaConfig(model=str(package(tmp_path))))
+        async with caller(replica) as client:
+            for path in ("/v1/models/a%0Ab", "/a%0Ab", "/nothing"):
+                answer = await client.get(path)
+                assert answer.status_code == 404
+                assert answer.json()["error"]["type"] == "not_found_error"
+                assert answer.headers["x-model-digest"]
+        replica.service.close()
+
+    asyncio.run(scene())
+
+
 def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path) -> None:
     async def scene() -> None:
         replica = Replica(ENDPOINT)

@@ -70,7 +70,7 @@ def serve(
     port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
     profile: Profile = None,
 ) -> None:
-    """Offer a model over HTTP until interrupted: /v1/images/generations, /v1/completions, /health."""
+    """Offer a model over HTTP until interrupted: a playground, and /v1 for OpenAI's clients."""
     from transfusion.runner.profile import read_profile
     from transfusion.runner.run import configure_logging
     from transfusion.runner.serve import serve_model

@@ -47,7 +47,10 @@ def serve_model(
         args = AppArgs(model=str(folder), endpoint=endpoint, resources=resources.serve)
         address = start_endpoint(args)
         log.info(f"serving {folder}")
-        log.info(f"{address}/v1/images/generations  /v1/completions  /v1/models  /health")
+        log.info(f"{address}/  the playground, in a browser; /health and /metrics")
+        log.info(
+            f"{address}/v1  for OpenAI's clients: /chat/completions /completions /images/generations /images/edits"
+        )
         log.info(
             f"try: curl {address}/v1/images/generations -H 'content-type: application/json' "
             """-d '{"prompt": "a red circle"}'"""

@@ -73,7 +73,7 @@ class TokenSampler:
             allowed=allowed,
             temperature=torch.tensor([one.temperature for one in params], device=device),
             top_p=torch.tensor([one.top_p for one in params], device=device),
-            top_k=torch.tensor([one.top_k for one in params], device=device),
+            top_k=torch.tensor([min(one.top_k, logits.shape[-1]) for one in params], device=device),
             uniform=torch.tensor(uniform, device=device),
         )
         return [int(token) for token in tokens.tolist()]

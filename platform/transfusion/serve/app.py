@@ -1,5 +1,6 @@
 """The Ray Serve application: replicas of the sampler, each with its own HTTP endpoints and batches."""
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI
@@ -102,6 +103,8 @@ def start_endpoint(args: AppArgs) -> str:
     Ray must be connected. Returns when the model is loaded and answers.
     """
     endpoint = args.endpoint
+    # What it says while it starts: our own lines say the same.
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     serve.start(
         http_options={"host": endpoint.host, "port": endpoint.port}, logging_config=_quiet()
     )

@@ -9,10 +9,11 @@ from fastapi import Header
 
 from transfusion.serve.errors import ApiError
 
+# Serve's own `x-request-timeout-seconds` is answered by its proxy, in plain text.
 AskedTimeout = Annotated[
     float | None,
     Header(
-        alias="x-request-timeout-seconds",
+        alias="x-timeout-seconds",
         gt=0,
         allow_inf_nan=False,
         description="Gives the request up sooner than the endpoint would; never later.",

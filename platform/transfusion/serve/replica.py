@@ -63,9 +63,10 @@ class Replica:
         self._metrics = metrics or Metrics()
         self._tells_request_id = tells_request_id
         self._served: _Served | None = None
-        # Whatever is mounted here answers; the outer application only starts and stops.
+        # The outer application only starts and stops: it has no routes, and what no route takes is answered here,
+        # whatever stands in its path (a mount's pattern takes no line breaks).
         self.app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-        self.app.mount("/", self._answer)
+        self.app.router.default = self._answer
 
     @property
     def service(self) -> Service:

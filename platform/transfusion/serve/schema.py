@@ -119,6 +119,8 @@ class DrawingRequest(SampleRequest):
 
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=20)
+    guidance_interval: list[float] | None = Field(None, min_length=2, max_length=2)
+    """From which share of the steps to which there is guidance. A list: JSON knows no tuples."""
     solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
     negative_prompt: str | None = None
 
@@ -130,7 +132,6 @@ class ImageRequest(DrawingRequest):
     size: str | None = Field(None, pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
-    guidance_interval: tuple[float, float] | None = None
     partial_images: int | None = Field(None, ge=0, le=3)
     background: Unsupported = None
     moderation: Unsupported = None

@@ -15,10 +15,17 @@ logger = logging.getLogger("transfusion.serve")
 
 Chunks = AsyncIterator[Mapping[str, Any]]
 
+_EVENT = {
+    "type": "object",
+    "description": "One of the events: `data` is JSON, or [DONE] at the end",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
+
 STREAM: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer, or with `stream` its pieces as server-sent events",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": _EVENT}},
     }
 }
 """Of an endpoint that can stream, as its OpenAPI tells it."""
