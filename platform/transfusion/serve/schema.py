@@ -120,7 +120,7 @@ class DrawingRequest(SampleRequest):
     num_inference_steps: int | None = Field(None, ge=1)
     guidance_scale: float | None = Field(None, ge=0, le=20)
     guidance_interval: list[float] | None = Field(None, min_length=2, max_length=2)
-    """From which share of the steps to which there is guidance. A list: JSON knows no tuples."""
+    """Guidance where t / T is within. A list, for JSON knows no tuples."""
     solver: Literal["ddpm", "ddim", "dpm++", "unipc"] | None = None
     negative_prompt: str | None = None
 
