@@ -9,6 +9,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from functools import cached_property
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -62,8 +63,11 @@ class PictureFetcher:
         self._hosts = frozenset(hosts)
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._lookup = lookup or look_up
-        # The system's authorities, or those of SSL_CERT_FILE.
-        self._tls = ssl.create_default_context()
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Of the system's authorities, or those of SSL_CERT_FILE; reading them takes 50 ms, once."""
+        return ssl.create_default_context()
 
     async def fetch(self, address: str, *, max_bytes: int, param: str) -> bytes:
         """What is at an address; whether it is a picture is for its reader to see.
@@ -80,7 +84,7 @@ class PictureFetcher:
             resolver=_CheckedResolver(self._lookup),
             use_dns_cache=False,
             force_close=True,
-            ssl=self._tls,
+            ssl=self._tls if url.scheme == "https" else True,
         )
         try:
             async with (
