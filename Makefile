@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 quickstart: $(STAMP)
 	$(BIN)/transfusion run jobs/quickstart.yaml --profile cluster/laptop.yaml
 
-# Two processes share the tests, and one of them has the Ray of all that need one.
+# Two processes share the tests, and one of them has the Ray of all that share one.
 test: $(STAMP)
 	$(BIN)/pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 

@@ -24,6 +24,9 @@ from typing import IO
 
 MARK = "TRANSFUSION_CHAOS_RUN"
 
+SILENCE_S = 300.0
+"""After which a job is killed that has not said what the time counts from."""
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,6 +66,8 @@ def run_job(
         )
         try:
             while counted_from and process.poll() is None and counted_from not in _said(output):
+                if time.monotonic() - started > SILENCE_S:
+                    raise subprocess.TimeoutExpired(command, SILENCE_S)
                 time.sleep(0.2)
             code = process.wait(timeout=kill_after_s)
         except subprocess.TimeoutExpired:
@@ -79,7 +84,7 @@ def run_job(
 
 def _said(output: IO[str]) -> str:
     """By others, whose place in the file is not moved: reading has one of its own."""
-    return Path(f"/proc/self/fd/{output.fileno()}").read_text()
+    return Path(f"/proc/self/fd/{output.fileno()}").read_text(errors="replace")
 
 
 def kill_marked(mark: str) -> None:

@@ -1,11 +1,9 @@
 """The endpoint as users meet it: Ray Serve behind HTTP, asked by OpenAI's own client."""
 
-import asyncio
 import base64
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -149,6 +147,7 @@ def test_a_caller_who_is_out_of_time_is_told_in_the_shape_of_errors(address: str
     assert answer.json()["error"]["type"] == "timeout_error"
 
 
+@pytest.mark.ray
 def test_rays_own_metrics_have_each_replicas_numbers(address: str) -> None:
     import ray
 
@@ -184,25 +183,6 @@ def test_a_serve_config_file_builds_the_application_from_plain_values(tmp_path: 
         call_user_app_builder_with_args_if_necessary(
             build_app, args | {"endpoint": {"max_batch_sise": 4}}
         )
-
-
-def test_a_replica_loads_nothing_when_it_is_told_the_same_again() -> None:
-    """As Serve does to all replicas when one comes or goes."""
-    from transfusion.serve import app
-
-    loaded: list[str] = []
-
-    class Loader:
-        async def take(self, config: app.ReplicaConfig) -> None:
-            loaded.append(config.model)
-
-    async def scenario() -> None:
-        replica = SimpleNamespace(replica=Loader(), _taken=None)
-        for model in ("one", "one", "two", "two", "one"):
-            await app._Replica.reconfigure(replica, {"model": model})
-
-    asyncio.run(scenario())
-    assert loaded == ["one", "two", "one"]
 
 
 def test_keys_are_in_no_argument_of_the_application(tmp_path: Path, monkeypatch) -> None:

@@ -145,6 +145,33 @@ def test_a_start_is_told_by_its_parts(tmp_path: Path) -> None:
     assert told["warm_up"] > 0
 
 
+def test_a_model_that_is_served_is_not_loaded_again_and_one_that_was_refused_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        replica = Replica(ENDPOINT)
+        one = ReplicaConfig(model=str(package(tmp_path / "one")))
+        two = ReplicaConfig(model=str(tmp_path / "two" / "model"))
+        await replica.take(one)
+        first = replica.service
+        await replica.take(one)
+        assert replica.service is first
+        await replica.take(two)
+        assert replica.service is first
+        assert first.is_new_model_refused
+        await replica.take(one)
+        assert replica.service is first
+        assert not first.is_new_model_refused
+        there = package(tmp_path / "there", seed=7)
+        (tmp_path / "two").mkdir()
+        there.rename(two.model)
+        await replica.take(two)
+        assert replica.service is not first
+        replica.service.close()
+
+    asyncio.run(scene())
+
+
 def test_every_path_that_is_none_is_told_in_the_shape_of_errors(tmp_path: Path) -> None:
     async def scene() -> None:
         replica = Replica(ENDPOINT)

@@ -81,13 +81,8 @@ class _Replica:
             # Serve's proxy names every request itself.
             tells_request_id=False,
         )
-        self._taken: dict[str, Any] | None = None
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        # Serve says the same again when replicas come and go, for the sake of those that have a rank.
-        if user_config == self._taken:
-            return
-        self._taken = user_config
         await self.replica.take(ReplicaConfig.model_validate(user_config))
 
     def check_health(self) -> None:

@@ -32,6 +32,7 @@ class ReplicaConfig(Config):
 
 @dataclass(slots=True, eq=False)
 class _Served:
+    config: ReplicaConfig
     service: Service
     app: ASGIApp
     num_requests: int = 0
@@ -75,11 +76,17 @@ class Replica:
         return self._served.service
 
     async def take(self, config: ReplicaConfig) -> None:
-        """Loads a model beside what is served, and lets it answer.
+        """Loads a model beside what is served, and lets it answer; what is served already is not loaded again.
+
+        Ray Serve says the same once more to a replica whose rank changes as others come and go. What was refused
+        is tried again then: a store that was away may be back.
 
         Raises:
             ArtifactError: There is no such package, or its files are not what was committed; only of the first.
         """
+        if self._served is not None and config == self._served.config:
+            self.service.is_new_model_refused = False
+            return
         clock = StartClock(is_first=self._served is None)
         try:
             service = await asyncio.to_thread(self._load, config.model, clock)
@@ -94,7 +101,7 @@ class Replica:
             self._metrics.start(seconds, part)
         logger.warning("serves %s: %s", config.model, clock)
         app = make_app(service, digests=self._digests, tells_request_id=self._tells_request_id)
-        before, self._served = self._served, _Served(service, app)
+        before, self._served = self._served, _Served(config, service, app)
         if before is not None:
             before.is_retired = True
             await self._close_if_unused(before)
