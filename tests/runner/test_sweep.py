@@ -181,6 +181,9 @@ def test_a_plan_of_a_sweep_names_each_stage_once_and_runs_nothing(tmp_path: Path
     assert sweeps.collect(sweep).scores["images.score"] == {arm: {} for arm in arms}
     sweeps.run_sweep(sweep, resources=Resources(), log=LOG)
     assert CliRunner().invoke(app, command).output.count(shared) == 3
+    refused = CliRunner().invoke(app, [*command, "--show"])
+    assert refused.exit_code != 0
+    assert "--plan" in f"{refused.output}{refused.exception}"
 
 
 def test_markdown_has_a_row_an_arm() -> None:

@@ -97,6 +97,7 @@ def sweep(
     Paths of data, as of any job: transfusion sweep jobs/paper/sizes.sweep.yaml --plan
     stages.images.config.path='s3://BUCKET/pairs/*.tar' ...
     """
+    from transfusion.errors import SpecError
     from transfusion.runner.cluster import stop_ray
     from transfusion.runner.estimate import estimate_text
     from transfusion.runner.profile import read_profile
@@ -110,6 +111,8 @@ def sweep(
     )
     from transfusion.spec.sweep import read_sweep
 
+    if plan_only and (show_only or into is not None):
+        raise SpecError("--plan: tells what would be made, without the table of --show and --into")
     found = read_sweep(file, tuple(overrides or ()))
     resources = read_profile(profile)
     log = configure_logging()

@@ -5,7 +5,7 @@ Nothing here needs torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from transfusion.diffusion.config import VarianceName
@@ -133,10 +133,12 @@ def usual_flops_per_position(
     Args:
         has_latents: False where all is tokens, codes of images among them: every position has a target.
     """
-    patches = usual_patches(config.patch_size)
-    work = Work.usual(patches, sequence_length=sequence_length, image_attention=image_attention)
+    work = Work.usual(
+        usual_patches(config.patch_size),
+        sequence_length=sequence_length,
+        image_attention=image_attention if has_latents else "causal",
+    )
     if not has_latents:
-        pairs = sequence_length * (sequence_length + 1) / 2
-        work = Work(positions=sequence_length, text_rows=sequence_length, images=0, key_pairs=pairs)
+        work = replace(work, text_rows=sequence_length, images=0)
     flops = training_flops(config, work, vocab_size=vocab_size, latent_shape=LATENT_SHAPE)
     return flops / work.positions

@@ -116,7 +116,7 @@ def _positions(run: PlannedStage, mixture: PlannedStage) -> int | None:
 
 
 def _train_rate(run: PlannedStage, mixture: PlannedStage, rates: Rates) -> float | None:
-    """Positions a second of one accelerator: as measured, or by FLOPs, with the paper's vocabulary and images."""
+    """Positions a second of one accelerator: as measured, or by FLOPs, with the paper's vocabulary, images, 1:1."""
     if rates.train_positions_per_second is not None or rates.train_tflops_per_second is None:
         return rates.train_positions_per_second
     model, plan = getattr(run.stage.config, "model", None), mixture.stage.config
@@ -142,14 +142,7 @@ def estimate_text(estimates: Sequence[Estimate], profile: Profile, *, where: str
     width = max(len(one.stage) for one in estimates)
     for one in estimates:
         amount = "?" if one.amount is None else f"{one.amount:,}"
-        rate = (
-            "?"
-            if one.rate is None
-            else f"{one.rate:,.0f}"
-            if one.rate >= 100
-            else f"{one.rate:.3g}"
-        )
-        told = f"  {one.stage:{width}}  {amount} {one.unit} at {rate}/s"
+        told = f"  {one.stage:{width}}  {amount} {one.unit} at {_rate(one.rate)}/s"
         if one.hours is not None:
             lasting = duration(3600 * one.hours / one.accelerators)
             told += (
@@ -162,6 +155,12 @@ def estimate_text(estimates: Sequence[Estimate], profile: Profile, *, where: str
     if unknown:
         total += f", and {', '.join(unknown)}, where something is not known (?)"
     return "\n".join([*lines, total])
+
+
+def _rate(rate: float | None) -> str:
+    if rate is None:
+        return "?"
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _hours(hours: float) -> str:
