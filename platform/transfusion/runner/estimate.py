@@ -116,7 +116,7 @@ def _positions(run: PlannedStage, mixture: PlannedStage) -> int | None:
 
 
 def _train_rate(run: PlannedStage, mixture: PlannedStage, rates: Rates) -> float | None:
-    """Positions a second of one accelerator: as measured, or by FLOPs, with the paper's vocabulary, images, 1:1."""
+    """Positions a second of one accelerator: as measured, or by FLOPs of the paper's vocabulary and mix."""
     if rates.train_positions_per_second is not None or rates.train_tflops_per_second is None:
         return rates.train_positions_per_second
     model, plan = getattr(run.stage.config, "model", None), mixture.stage.config
