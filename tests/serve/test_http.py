@@ -281,14 +281,16 @@ def test_a_body_that_dawdles_is_given_up() -> None:
     assert answered[0]["status"] == 408
 
 
-def slowed(service: Service, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """The engine steps only after the event is set."""
+def slowed(
+    service: Service, monkeypatch: pytest.MonkeyPatch, pause_s: float = 0.05
+) -> threading.Event:
+    """The engine pauses after every step, until the event is set."""
     go, step = threading.Event(), service.loop.runner.engine.step
 
     def slow() -> bool:
         worked = step()
         if worked and not go.is_set():
-            go.wait(0.05)
+            go.wait(pause_s)
         return worked
 
     monkeypatch.setattr(service.loop.runner.engine, "step", slow)
@@ -302,6 +304,13 @@ def image_request(sampler: Sampler, steps: int = 10):
     return sampler.request("blue", params)
 
 
+async def under_way(service: Service, num_active: int = 1, num_waiting: int = 0) -> None:
+    """Until so many requests have a place in the engine, and so many wait."""
+    engine = service.loop.runner.engine
+    while (engine.num_active, engine.num_waiting) != (num_active, num_waiting):
+        await asyncio.sleep(0.01)
+
+
 def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
     sampler: Sampler, monkeypatch
 ) -> None:
@@ -310,7 +319,7 @@ def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
 
     async def scenario() -> None:
         long = asyncio.create_task(service.ask([image_request(sampler, steps=40)]))
-        await asyncio.sleep(0.1)
+        await under_way(service)
         (short,) = await service.ask([image_request(sampler)])
         assert not long.done()
         assert short.images[0].shape == (16, 16, 3)
@@ -328,8 +337,8 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
 
     async def scenario() -> None:
         request = image_request(sampler)
-        tasks = [asyncio.create_task(service.ask([request]))]
-        await asyncio.sleep(0.1)  # until the first is under way
+        tasks = [asyncio.create_task(service.ask([image_request(sampler, steps=250)]))]
+        await under_way(service)
         transport = httpx.ASGITransport(app=make_app(service))
         client = httpx.AsyncClient(transport=transport, base_url="http://here")
         monkeypatch.setattr(service.decoder, "aside", None)  # where requests are made ready
@@ -340,10 +349,10 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
             assert int(answer.headers["retry-after"]) > 0
 
         tasks.append(asyncio.create_task(service.ask([request])))
-        await asyncio.sleep(0.1)
+        await under_way(service, num_waiting=1)
         await is_refused(COMPLETIONS, ["one", "two, for which there is no room"])
         tasks.append(asyncio.create_task(service.ask([request])))
-        await asyncio.sleep(0.1)
+        await under_way(service, num_waiting=2)
         with pytest.raises(ApiError) as refused:
             await service.ask([request])
         assert refused.value.status == 429
@@ -355,9 +364,8 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
         await client.aclose()
         for task in tasks:
             task.cancel()
-        await asyncio.sleep(0.2)
+        await under_way(service, num_active=0)
         engine = service.loop.runner.engine
-        assert (engine.num_active, engine.num_waiting) == (0, 0)
         assert engine.pages.num_free == engine.pages.num_pages
         go.set()
         assert len(await service.ask([request])) == 1
@@ -372,22 +380,20 @@ def test_callers_who_come_at_once_have_the_engines_places_and_the_queues(
 ) -> None:
     """Also before the engine has taken a step: who has a place in it does not wait."""
     service = Service(sampler, EndpointConfig(max_batch_size=2, max_queued_samples=3))
-    go = slowed(service, monkeypatch)
+    go = slowed(service, monkeypatch, pause_s=20)
 
-    async def scenario() -> None:
+    async def scenario() -> list[object]:
         request = image_request(sampler)
         tasks = [asyncio.create_task(service.ask([request])) for _ in range(7)]
-        await asyncio.sleep(0.2)
-        refused = [task for task in tasks if task.done()]
-        assert len(refused) == 2
-        for task in refused:
-            with pytest.raises(ApiError, match="busy"):
-                task.result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         go.set()
-        await asyncio.gather(*(task for task in tasks if task not in refused))
+        return await asyncio.gather(*tasks, return_exceptions=True)
 
-    asyncio.run(asyncio.wait_for(scenario(), 20))
+    answers = asyncio.run(asyncio.wait_for(scenario(), 60))
     service.close()
+    refused = [answer for answer in answers if isinstance(answer, BaseException)]
+    assert len(refused) == 2
+    assert all(isinstance(error, ApiError) and "busy" in str(error) for error in refused)
 
 
 def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away(
