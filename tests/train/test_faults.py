@@ -5,9 +5,11 @@ import logging
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from tests.train.worlds import MadeUpSource, config, result_file, rows, train
-from transfusion.train.faults import NotFiniteError, trailing
+from tests.train.worlds import MadeUpSource, config, in_world, result_file, rows, train
+from transfusion.errors import ArtifactError
+from transfusion.train.faults import NotFiniteError, in_short, trailing
 
 pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
@@ -117,3 +119,50 @@ def test_a_save_before_the_first_update_counts_no_update(tmp_path, moments):
         outcome = train(folder, settings=settings, source=MadeUpSource(spoilt=[(0, 1)]))
         results.append((rows(folder, outcome), result_file(folder, outcome, "model.safetensors")))
     assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("documents", "suspects", "told"),
+    [
+        ({1: ["a", "b"], 0: ["c"]}, [], "lane 0: c; lane 1: a, b"),
+        ({1: ["a", "b"], 0: ["c"]}, [1], "lane 1: a, b"),
+        ({0: [str(n) for n in range(10)]}, [], "lane 0: 0, 1, 2, 3, 4, 5, 6, 7 and 2 more"),
+        ({lane: ["x"] for lane in range(5)}, [],
+         "lane 0: x; lane 1: x; lane 2: x; lane 3: x and 1 more lanes"),
+        ({}, [3], ""),
+    ],
+)  # fmt: skip
+def test_a_message_names_a_few_documents_of_the_lanes_at_fault(documents, suspects, told):
+    assert in_short(documents, suspects=suspects) == told
+
+
+class OwnLanesOnly(MadeUpSource):
+    """Names documents of this rank's lanes and of no other's: a rank has not fetched those."""
+
+    def document_ids(self, step, lane):
+        assert lane % dist.get_world_size() == dist.get_rank(), f"lane {lane} is another rank's"
+        return super().document_ids(step, lane)
+
+
+def halt_in_two(folder):
+    with pytest.raises(NotFiniteError, match=r"step 2: .*its data: lane 1: document-2-1-0"):
+        train(folder, source=OwnLanesOnly(spoilt=[(2, 1)]))
+    (folder / f"rank-{dist.get_rank()}.txt").touch()
+
+
+def test_each_rank_names_its_own_documents_and_every_rank_the_same(tmp_path):
+    in_world(2, halt_in_two, tmp_path)
+    assert len(list(tmp_path.glob("rank-*.txt"))) == 2
+    about = json.loads((tmp_path / "run/faults/step-000002.json").read_text())
+    assert sorted(about["documents"]) == ["lane 0", "lane 1", "lane 2"]
+
+
+class Unreadable(MadeUpSource):
+    def document_ids(self, step, lane):
+        raise ArtifactError(f"lane {lane} is on a store that is away")
+
+
+def test_a_step_at_fault_is_told_where_its_documents_cannot_be_read(tmp_path, caplog):
+    with pytest.raises(NotFiniteError, match="step 2: loss nan"):
+        train(tmp_path, source=Unreadable(spoilt=[(2, 1)]))
+    assert "documents of step 2 cannot be named: lane 0 is on a store" in caplog.text

@@ -1,6 +1,7 @@
 """Training goes on from its newest whole checkpoint as if nothing had happened."""
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -14,10 +15,13 @@ from hypothesis import strategies as st
 
 from tests.train.worlds import MadeUpSource, config, result_file, rows, train
 from transfusion.errors import ArtifactError
+from transfusion.storage.local import LocalStore
+from transfusion.storage.store import open_store
 from transfusion.train.checkpoint import READ_WITHIN_S
 from transfusion.train.faults import NotFiniteError
-from transfusion.train.record import CheckpointRecord
+from transfusion.train.record import CheckpointRecord, StoredFile
 from transfusion.train.step import TransformerTrainee
+from transfusion.train.verifying import Verifier
 
 WEIGHTS = ("model.safetensors", "ema.safetensors")
 pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
@@ -171,10 +175,26 @@ def test_a_damaged_log_costs_its_rows_and_no_step(uninterrupted, stopped, tmp_pa
     with caplog.at_level(logging.INFO, "transfusion"):
         outcome = train(tmp_path)
     assert "resumed after step 4 of 6" in caplog.text
-    assert "its rows are left out" in caplog.text
+    assert "it is left out" in caplog.text
     assert [row["step"] for row in rows(tmp_path, outcome)] == [3, 4, 5, 6]
     for name in WEIGHTS:
         assert result_file(tmp_path, outcome, name) == result_file(*uninterrupted, name)
+
+
+def test_a_thousand_logs_are_listed_once(tmp_path, monkeypatch):
+    """A month's run has thousands; a listing for each would be thousands of pages of thousands."""
+    store = open_store(str(tmp_path))
+    logs = []
+    for number in range(1000):
+        path, data = f"metrics/until-{number:06d}.jsonl", b"{}\n"
+        store.write(path, data)
+        digest = hashlib.sha256(data).hexdigest()
+        logs.append(StoredFile(path=path, sha256=digest, bytes=len(data)))
+    listed = []
+    list_folder = LocalStore.list
+    monkeypatch.setattr(LocalStore, "list", lambda *of: listed.append(of) or list_folder(*of))
+    assert Verifier(store).whole(logs) == logs
+    assert len(listed) == 1
 
 
 @pytest.mark.parametrize("policy", ["halt", "skip"])

@@ -260,14 +260,7 @@ class Checkpoints:
 
     def _with_whole_rows(self, record: CheckpointRecord) -> CheckpointRecord:
         """With those files of rows that are as they were written; a lost curve is no reason to train again."""
-        whole = []
-        for file in record.metrics:
-            faults = self._verifier.missing([file]) or self._verifier.altered([file])
-            if faults:
-                log.warning("%s; its rows are left out of the run's metrics", faults[0])
-            else:
-                whole.append(file)
-        return record.model_copy(update={"metrics": whole})
+        return record.model_copy(update={"metrics": self._verifier.whole(record.metrics)})
 
 
 def scratch_folder(preferred: Path) -> Path:

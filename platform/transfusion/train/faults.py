@@ -7,18 +7,24 @@ and the position in the data moves on. The step's documents are written beside t
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch.distributed as dist
 
-from transfusion.errors import TransfusionError
+from transfusion.errors import ArtifactError, TransfusionError
 from transfusion.storage.store import Store
+from transfusion.train.agreement import agreed
 from transfusion.train.loop_config import LoopConfig
 from transfusion.train.spikes import Rewind
 from transfusion.train.trainee import Trainee
 
 log = logging.getLogger(__name__)
+
+TOLD_LANES, TOLD_DOCUMENTS = 4, 8
+"""So many are named in a message; the file has all."""
+
+_OfRank = tuple[list[int], dict[int, Sequence[str]]]
 
 FAULTS = "faults"
 """Folder of the files about steps without an update, below the artifact's."""
@@ -80,17 +86,36 @@ class Skips:
 
     def write(self, step: int, *, why: str, values: Mapping[str, float]) -> str:
         """Writes down a step at fault with its documents, and names the data in short; for every rank."""
-        suspects = self._trainee.describe(step)
-        if dist.get_rank() == 0:
+
+        def put() -> str:
+            documents = {lane: ids for _, part in everyone for lane, ids in part.items()}
+            data = in_short(documents, suspects={lane for part, _ in everyone for lane in part})
             self._put(
                 fault_name(step),
                 step=step,
                 why=why,
-                suspects=suspects,
+                suspects=data,
                 values={name: _plain(value) for name, value in values.items()},
-                documents=self._trainee.documents(step),
+                documents={f"lane {lane}": documents[lane] for lane in sorted(documents)},
             )
-        return suspects
+            return data
+
+        everyone = self._of_all_ranks(step)
+        return agreed(put)
+
+    def _of_all_ranks(self, step: int) -> list[_OfRank]:
+        """Each rank's suspects and documents, on rank 0. Each asks for its own: they may be millions of tokens."""
+        documents: Mapping[int, Sequence[str]]
+        try:
+            documents = self._trainee.documents(step)
+        except (ArtifactError, OSError) as error:
+            # Raised here alone, it would leave the other ranks waiting; and what matters more is the step.
+            log.warning("documents of step %d cannot be named: %s", step, error)
+            documents = {}
+        mine = (list(self._trainee.suspects()), dict(documents))
+        everyone: list[_OfRank] = [mine] * dist.get_world_size()
+        dist.gather_object(mine, everyone if dist.get_rank() == 0 else None)
+        return everyone
 
     def write_rewind(self, gone: Rewind, *, why: str) -> None:
         """Writes down a stretch that is passed over; its steps that stood out have files of their own."""
@@ -99,6 +124,21 @@ class Skips:
 
     def _put(self, name: str, **about: Any) -> None:
         self._store.write(f"{self._folder}/{name}", json.dumps(about, indent=1).encode() + b"\n")
+
+
+def in_short(documents: Mapping[int, Sequence[str]], *, suspects: Collection[int]) -> str:
+    """A few documents of the lanes that are suspects; of all lanes where none is more so than others."""
+    lanes = sorted(set(suspects) & set(documents)) or sorted(documents)
+    told = [
+        f"lane {lane}: {', '.join(documents[lane][:TOLD_DOCUMENTS])}"
+        + _more(len(documents[lane]) - TOLD_DOCUMENTS, "")
+        for lane in lanes[:TOLD_LANES]
+    ]
+    return "; ".join(told) + _more(len(lanes) - TOLD_LANES, " lanes")
+
+
+def _more(count: int, of: str) -> str:
+    return f" and {count} more{of}" if count > 0 else ""
 
 
 def fault_name(step: int) -> str:

@@ -91,9 +91,7 @@ class TransformerTrainee:
     def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
         """Gradients of LM + weight x diffusion of global batch `step`."""
         began = time.perf_counter()
-        owned = lanes_of(
-            dist.get_rank(), world_size=dist.get_world_size(), lanes=self._source.lanes
-        )
+        owned = self._owned()
         batches = self._reading.take(step, owned)
         waited = time.perf_counter() - began
         counts = all_sum(
@@ -188,30 +186,26 @@ class TransformerTrainee:
             log.warning("no preview: %s: %s", type(error).__name__, error)
             return None
 
-    def describe(self, step: int) -> str:
-        """Documents of the lanes whose loss was no number; of the whole batch when only gradients were."""
-        everyone: list[list[int]] = [[] for _ in range(dist.get_world_size())]
-        suspects = [lane for lane, loss in self._lane_losses if not math.isfinite(loss.item())]
-        dist.all_gather_object(everyone, suspects)
-        lanes = sorted({lane for part in everyone for lane in part})
-        told = []
-        for lane in lanes or range(self._source.lanes):
-            ids = list(self._reading.ask(self._source.document_ids, step, lane))
-            more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
-            told.append(f"lane {lane}: {', '.join(ids[:8])}{more}")
-        return "; ".join(told[:4]) + (f"; and {len(told) - 4} lanes more" if len(told) > 4 else "")
+    def suspects(self) -> Sequence[int]:
+        """Lanes of this rank."""
+        return [lane for lane, loss in self._lane_losses if not math.isfinite(loss.item())]
 
-    def documents(self, step: int) -> Mapping[str, Sequence[str]]:
-        """Documents of every lane."""
+    def documents(self, step: int) -> Mapping[int, Sequence[str]]:
+        """Documents of this rank's lanes, whose shards it has read already."""
         return {
-            f"lane {lane}": list(self._reading.ask(self._source.document_ids, step, lane))
-            for lane in range(self._source.lanes)
+            lane: list(self._reading.ask(self._source.document_ids, step, lane))
+            for lane in self._owned()
+            if lane is not None
         }
 
     def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
         """Raw and averaged weights as safetensors."""
         write_weights(self.model, averaged, folder)
         return Written(metadata={"num_parameters": self.num_parameters}, metrics={})
+
+    def _owned(self) -> list[int | None]:
+        """This rank's lanes of every step."""
+        return lanes_of(dist.get_rank(), world_size=dist.get_world_size(), lanes=self._source.lanes)
 
     def _forward(self, batch: PackedBatch, tally: Tally | None = None) -> LossSums:
         """Losses of a micro-batch; into a tally go its sums too, and what else is measured of it."""

@@ -45,7 +45,7 @@ class Written:
 
 @runtime_checkable
 class Trainee(Protocol):
-    """What is trained. Every method but `documents` is called by all ranks, together."""
+    """What is trained. Every method is called by all ranks, together."""
 
     config: LoopConfig
 
@@ -65,11 +65,15 @@ class Trainee(Protocol):
     def preview(self, averaged: AveragedWeights) -> Preview | None:
         """Pictures to look at, on rank 0; gathering the weights for them is for every rank."""
 
-    def describe(self, step: int) -> str:
-        """Names the data of a step, for the message about a loss that is not a number."""
+    def suspects(self) -> Sequence[int]:
+        """Of this rank's lanes those whose loss was no number in the last step; no collective."""
 
-    def documents(self, step: int) -> Mapping[str, Sequence[str]]:
-        """All data of a step by name of its part; called on one rank alone, so no collective."""
+    def documents(self, step: int) -> Mapping[int, Sequence[str]]:
+        """What this rank's lanes of a step were made of, by lane; no collective.
+
+        Raises:
+            ArtifactError: It cannot be read.
+        """
 
     def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
         """Writes the result's files into a local folder, on rank 0; gathering them is for every rank."""

@@ -1,6 +1,8 @@
 """Whether a checkpoint's files are as they were written: all ranks look, each at a share."""
 
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
@@ -8,6 +10,11 @@ import torch.distributed as dist
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
 from transfusion.train.record import StoredFile
+
+log = logging.getLogger(__name__)
+
+SMALL_FILES_AT_ONCE = 16
+"""Fetched and compared: each is a wait for the store."""
 
 INDEX = ".metadata"
 """DCP's file that says what is in which other."""
@@ -23,18 +30,32 @@ class Verifier:
 
     def missing(self, files: Sequence[StoredFile]) -> list[str]:
         """Which are gone or of another size."""
+        return list(self._missing(files).values())
+
+    def whole(self, files: Sequence[StoredFile]) -> list[StoredFile]:
+        """Those that are as they were written, of any number of small ones; the others are warned of."""
+        missing = self._missing(files)
+        there = [file for file in files if file.path not in missing]
+        with ThreadPoolExecutor(SMALL_FILES_AT_ONCE) as threads:
+            altered = list(threads.map(lambda file: self.altered([file]), there))
+        for fault in [*missing.values(), *(fault for faults in altered for fault in faults)]:
+            log.warning("%s; it is left out", fault)
+        return [file for file, faults in zip(there, altered, strict=True) if not faults]
+
+    def _missing(self, files: Sequence[StoredFile]) -> dict[str, str]:
+        """What is wrong by path. Each folder is listed once, however many of the files are in it."""
         folders = {str(Path(file.path).parent) for file in files}
         sizes = {
             entry.path: entry.size_bytes
             for folder in sorted(folders)
             for entry in self._store.list(folder)
         }
-        faults = []
+        faults = {}
         for file in files:
             if file.path not in sizes:
-                faults.append(f"{self._store.url(file.path)} is gone")
+                faults[file.path] = f"{self._store.url(file.path)} is gone"
             elif sizes[file.path] != file.bytes:
-                faults.append(
+                faults[file.path] = (
                     f"{self._store.url(file.path)} has {sizes[file.path]} bytes, not {file.bytes}"
                 )
         return faults

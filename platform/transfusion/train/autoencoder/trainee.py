@@ -179,21 +179,17 @@ class AutoencoderTrainee:
         pairs = torch.cat([images, to_images(through)], dim=1).numpy()
         return Preview(png=png_row(pairs), about={"shown": "images above their reconstructions"})
 
-    def describe(self, step: int) -> str:
-        """Keys of the batch."""
-        rows = [
-            row
-            for lane in range(self.config.lanes)
-            for row in self._batches.rows(step, lane).tolist()
-        ]
-        keys = ", ".join(self._keys[row] for row in rows[:8])
-        return f"images {keys}" + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    def suspects(self) -> Sequence[int]:
+        """None: every lane of a small batch is told."""
+        return []
 
-    def documents(self, step: int) -> Mapping[str, Sequence[str]]:
-        """Keys of every lane."""
+    def documents(self, step: int) -> Mapping[int, Sequence[str]]:
+        """Keys of this rank's images."""
+        owned = lanes_of(dist.get_rank(), world_size=dist.get_world_size(), lanes=self.config.lanes)
         return {
-            f"lane {lane}": [self._keys[row] for row in self._batches.rows(step, lane).tolist()]
-            for lane in range(self.config.lanes)
+            lane: [self._keys[row] for row in self._batches.rows(step, lane).tolist()]
+            for lane in owned
+            if lane is not None
         }
 
     def write(self, folder: Path, *, averaged: AveragedWeights) -> Written:
