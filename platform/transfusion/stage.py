@@ -76,10 +76,12 @@ class TrainResources(Config):
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(3, ge=0)
     """Restarts after a worker's death before the stage fails; preemptions are not counted."""
-    collective_timeout_s: int = Field(600, ge=1)
-    """A message between workers that takes longer ends the worker that waits, and the group starts again."""
-    hang_timeout_s: float = Field(1800, gt=0)
-    """A worker whose step takes longer writes the stacks of its threads and exits, and the group starts again."""
+    hang_timeout_s: float = Field(900, gt=0)
+    """A worker whose step, validation or checkpoint takes longer writes the stacks of its threads and exits, and
+    the group starts again."""
+    collective_timeout_s: int = Field(1800, ge=1)
+    """A message between workers that takes longer ends the worker that waits. More than `hang_timeout_s`, or the
+    group would be gone before anybody has written stacks."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """What a transformer's blocks compute anew on the way back rather than keep: nothing; all but products with
     weights and attention; all but their inputs. Gradients are the same."""
@@ -105,12 +107,18 @@ class TrainResources(Config):
         return None if fewest < most and uneven else size
 
     @model_validator(mode="after")
-    def _range_is_one_and_groups_fit_its_ends(self) -> "TrainResources":
+    def _settings_fit_each_other(self) -> "TrainResources":
         fewest, most = self.worker_range
         if fewest > most:
             raise ValueError(
                 f"min_workers must be at most num_workers, got {fewest} and {most}: lower it, raise num_workers, "
                 "or leave it out for a fixed number"
+            )
+        if self.collective_timeout_s <= self.hang_timeout_s:
+            raise ValueError(
+                f"collective_timeout_s must be more than hang_timeout_s, got {self.collective_timeout_s} and "
+                f"{self.hang_timeout_s:g}: a message that is given up first leaves no stacks; raise the one or "
+                "lower the other"
             )
         size = self.shard_group_size
         if fewest < most and size is not None and (fewest % size or most % size):

@@ -180,6 +180,7 @@ def test_every_pod_is_locked_down_and_every_cluster_asks_for_a_token(job, profil
         assert pod["securityContext"]["runAsNonRoot"]
         assert pod["securityContext"]["runAsUser"] > 0
         assert pod["restartPolicy"] == "Never", "autoscaler v2 refuses anything else"
+        assert pod["terminationGracePeriodSeconds"] == 300
         (container,) = pod["containers"]
         security = container["securityContext"]
         assert security["readOnlyRootFilesystem"]

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import sys
 
 import pytest
 import torch.distributed as dist
@@ -12,16 +13,38 @@ from transfusion.errors import ArtifactError
 from transfusion.stage import TrainResources
 from transfusion.train.stop import StoppedError
 
+NUM_SHARDED = config().model.depth + 1
+"""Blocks, and the rest."""
+
+
+@contextlib.contextmanager
+def all_reduced_gradients():
+    """Sizes of the messages in which FSDP adds up gradients between copies."""
+    found, plain = [], dist.all_reduce
+
+    def counted(tensor, *args, **kwargs):
+        if "fsdp" in sys._getframe(1).f_code.co_filename:
+            found.append(tensor.numel())
+        return plain(tensor, *args, **kwargs)
+
+    dist.all_reduce = counted
+    try:
+        yield found
+    finally:
+        dist.all_reduce = plain
+
 
 def in_turns(folder):
     """Four workers: a whole run in one group, one in two groups, and one that changes from groups to none."""
-    source = MadeUpSource(lanes=4)
+    source = MadeUpSource(lanes=8)  # two micro-batches a rank
     one, groups = TrainResources(), TrainResources(shard_group_size=2)
     settings = config(steps=4)
-    outcomes = {
-        "one": train(folder / "one", settings=settings, source=source, resources=one),
-        "groups": train(folder / "groups", settings=settings, source=source, resources=groups),
-    }
+    outcomes = {"one": train(folder / "one", settings=settings, source=source, resources=one)}
+    with all_reduced_gradients() as exchanged:
+        outcomes["groups"] = train(
+            folder / "groups", settings=settings, source=source, resources=groups
+        )
+    assert len(exchanged) == settings.steps * NUM_SHARDED, "once a step, not once a micro-batch"
     weight = make_trainee(settings, source, groups).model.blocks[0].ffn.out.weight
     assert weight.device_mesh.shape == (2, 2)
     assert weight.to_local().shape[0] == weight.shape[0] // 2

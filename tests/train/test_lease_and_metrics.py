@@ -12,7 +12,7 @@ import pytest
 from transfusion.storage.store import open_store
 from transfusion.train import lease as lease_module
 from transfusion.train.lease import lease
-from transfusion.train.metrics import Metrics, values_digest
+from transfusion.train.metrics import Metrics, Tracker, values_digest
 from transfusion.train.tracking import make_tracker
 
 LOG = logging.getLogger("transfusion.test")
@@ -78,11 +78,22 @@ def test_a_failing_tracker_is_told_once_and_the_rows_stay(caplog):
     def broken(row):
         raise ConnectionError("no route")
 
-    metrics = Metrics(tracker=broken)
+    closed = []
+    metrics = Metrics(tracker=Tracker(track=broken, close=lambda: closed.append(1)))
     for step in (1, 2):
         metrics.add("train", step=step, values={"loss": 1.0})
+    metrics.close()
+    assert not closed
     assert [row["step"] for row in metrics.unsaved] == [1, 2]
     assert caplog.text.count("tracking stopped: ConnectionError: no route") == 1
+
+
+def test_a_tracker_that_cannot_close_hurts_nothing(caplog):
+    def broken():
+        raise ConnectionError("no route")
+
+    Metrics(tracker=Tracker(track=lambda _: None, close=broken)).close()
+    assert "tracking stopped: ConnectionError: no route" in caplog.text
 
 
 def test_rows_are_saved_once_and_then_not_held():
@@ -119,12 +130,10 @@ def tracked(folder, tracking):
 
 def test_wandb_without_a_key_writes_offline_and_the_files_stay(tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    track = tracked(tmp_path, "wandb")
-    assert track is not None
-    track(ROW)
-    import wandb
-
-    wandb.finish()
+    tracker = tracked(tmp_path, "wandb")
+    assert tracker is not None
+    tracker.track(ROW)
+    tracker.close()
     assert list((tmp_path / "run/tracking").rglob("*.wandb"))
 
 
@@ -138,11 +147,16 @@ def test_tensorboard_gets_every_value_as_a_scalar(tmp_path, monkeypatch):
         def add_scalar(self, *scalar):
             written.append(scalar)
 
+        def close(self):
+            written.append("closed")
+
     package = types.ModuleType("torch.utils.tensorboard")
     package.SummaryWriter = SummaryWriter
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
-    tracked(tmp_path, "tensorboard")(ROW)
-    assert written == [("train/loss", 2.0, 1), ("train/step_s", 0.1, 1)]
+    tracker = tracked(tmp_path, "tensorboard")
+    tracker.track(ROW)
+    tracker.close()
+    assert written == [("train/loss", 2.0, 1), ("train/step_s", 0.1, 1), "closed"]
 
 
 def test_tensorboard_without_its_package_is_said_and_hurts_nothing(tmp_path, monkeypatch, caplog):

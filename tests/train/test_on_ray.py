@@ -11,6 +11,7 @@ from tests.train.worlds import config, in_world, result_file, rows, train_and_ke
 from transfusion.errors import ArtifactError
 from transfusion.stage import Progress, Resources, StageContext, TrainResources
 from transfusion.storage.store import open_store
+from transfusion.train.stop import StoppedError
 from transfusion.train.worker import train_on_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -54,17 +55,20 @@ def test_a_loss_that_is_no_number_reaches_the_user_as_words_and_is_not_tried_aga
     assert "resumed" not in caplog.text
 
 
-def test_a_worker_that_is_to_go_saves_first_and_the_same_command_goes_on(
+def test_a_worker_that_is_to_go_saves_first_and_the_group_starts_again(
     ray_cluster, tmp_path, caplog
 ):
-    marker = str(tmp_path / "marker")
-    with pytest.raises(ArtifactError, match=r"stopped after step [345] of 6; the checkpoint of it"):
-        fit(tmp_path, marker=marker, number=signal.SIGTERM)
-    (newest,) = sorted((tmp_path / "run").rglob("step-00000[345].json"))[-1:]
+    """As where a pod is evicted: no step is lost, where SIGKILL costs those since the last checkpoint."""
     with caplog.at_level(logging.INFO, "transfusion"):
-        made = fit(tmp_path, marker=marker)
-    assert f"resumed after step {int(newest.stem[5:])} of 6" in caplog.text
+        made = fit(tmp_path, marker=str(tmp_path / "marker"), number=signal.SIGTERM)
+    assert re.search("resumed after step [345] of 6", caplog.text)
     assert made.metrics["train.loss"] > 0
+
+
+def test_a_worker_that_is_to_go_and_may_not_be_replaced_says_what_goes_on(ray_cluster, tmp_path):
+    with pytest.raises(StoppedError, match=r"stopped after step [345] of 6; the checkpoint of it"):
+        fit(tmp_path, marker=str(tmp_path / "marker"), number=signal.SIGTERM,
+            train=TrainResources(max_failures=0))  # fmt: skip
 
 
 def test_a_range_of_workers_starts_with_those_that_there_is_room_for(ray_cluster, tmp_path, caplog):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
+from pydantic import ValidationError
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from tests.train.worlds import (
@@ -79,7 +80,7 @@ def test_sigterm_to_one_rank_ends_all_with_a_checkpoint_and_the_same_command_goe
 
 def stand_still(folder: Path, hang_timeout_s: float) -> None:
     """For `in_world`: rank 1 waits for ever for its data, rank 0 for rank 1."""
-    resources = TrainResources(hang_timeout_s=hang_timeout_s)
+    resources = TrainResources(hang_timeout_s=hang_timeout_s, collective_timeout_s=7200)
     train(folder, source=Slow(3, lambda: time.sleep(3600)), resources=resources)
 
 
@@ -96,6 +97,15 @@ def test_a_run_that_stands_still_ends_with_the_stacks_of_its_threads(tmp_path):
         # Of rank 0 where it waits for a message, of rank 1 where it waits for its data.
         assert "in to_end" in text
         assert "all_gather" in text or "in micro_batch" in text
+
+
+def test_stacks_are_written_before_a_message_is_given_up():
+    usual = TrainResources()
+    assert usual.hang_timeout_s < usual.collective_timeout_s
+    with pytest.raises(
+        ValidationError, match="collective_timeout_s must be more than hang_timeout_s"
+    ):
+        TrainResources(hang_timeout_s=1800, collective_timeout_s=600)
 
 
 def test_a_message_between_ranks_that_never_comes_ends_the_one_that_waits(tmp_path):

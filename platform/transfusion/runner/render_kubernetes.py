@@ -18,6 +18,9 @@ JOB_FOLDER = "/etc/transfusion"
 HOME = "/home/transfusion"
 """The home folder of the image; the only places that can be written are this, /tmp and /dev/shm."""
 
+GRACE_S = 300
+"""Between SIGTERM to a pod and its end; Kubernetes gives 30 s, in which a large model is not written."""
+
 MAX_JOB_BYTES = 200_000
 """Kubernetes allows 256 KiB of annotations on an object."""
 
@@ -201,6 +204,8 @@ def _pod(
     spec: dict[str, Any] = {
         # Autoscaler v2 replaces pods itself and refuses any that restart in place.
         "restartPolicy": "Never",
+        # A worker that is evicted writes a checkpoint first, an endpoint's replica ends its answers.
+        "terminationGracePeriodSeconds": GRACE_S,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": kubernetes.user_id,

@@ -5,12 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.publish import publish_folder
 from transfusion.stage import TrainResources
 from transfusion.storage.store import Store, sha256_file
+from transfusion.train.agreement import first_alone
 from transfusion.train.faults import fault_name, rewind_name
 from transfusion.train.loop import PREVIEWS, Place, Tell, fit
 from transfusion.train.metrics import Row, Tracker, as_lines, values_digest
@@ -58,33 +57,34 @@ def run_to_end(
         stop=stop,
         save=save,
     )
-    with tempfile.TemporaryDirectory() as result:
+    where = scratch if scratch.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="result-", dir=where) as result:
         written = trainee.write(Path(result), averaged=finished.averaged)
-        if dist.get_rank() != 0:
-            return {}
-        (Path(result) / METRICS_NAME).write_bytes(as_lines(finished.rows))
-        files = [
-            # Durations differ from run to run: the digest is over steps and values.
-            entry.model_copy(
-                update={
-                    "digest": values_digest(finished.rows),
-                    "rows": len(finished.rows),
-                }
-            )
-            if entry.name == METRICS_NAME
-            else entry
-            for entry in publish_folder(
-                store, f"{folder}/result", Path(result), outside_digest=(METRICS_NAME,)
-            )
-        ]
-        files += _previews(store, folder)
-        files += [_beside(store, folder, name) for name in _fault_names(finished.rows)]
+        files = first_alone(lambda: _publish(Path(result), finished.rows, store, folder))
+    if files is None:
+        return {}
     return {
         "files": [file.model_dump(mode="json") for file in files],
         "metadata": written.metadata,
         "metrics": {**_last_values(finished.rows), **written.metrics},
         "timings": _rates(finished.rows),
     }
+
+
+def _publish(result: Path, rows: list[Row], store: Store, folder: str) -> list[FileEntry]:
+    """Stores the result's files and the run's rows; with them what was stored on the way."""
+    (result / METRICS_NAME).write_bytes(as_lines(rows))
+    files = [
+        # Durations differ from run to run: the digest is over steps and values.
+        entry.model_copy(update={"digest": values_digest(rows), "rows": len(rows)})
+        if entry.name == METRICS_NAME
+        else entry
+        for entry in publish_folder(
+            store, f"{folder}/result", result, outside_digest=(METRICS_NAME,)
+        )
+    ]
+    files += _previews(store, folder)
+    return files + [_beside(store, folder, name) for name in _fault_names(rows)]
 
 
 def _previews(store: Store, folder: str) -> list[FileEntry]:

@@ -175,6 +175,7 @@ class _Run:
 
     def close(self) -> None:
         """Ends what runs in the background."""
+        self._metrics.close()
         if self._saver is not None:
             self._saver.close()
 

@@ -10,6 +10,8 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from transfusion.artifacts.canonical import fingerprint
@@ -18,7 +20,15 @@ log = logging.getLogger(__name__)
 
 RowKind = Literal["train", "validation"]
 Row = dict[str, Any]
-Tracker = Callable[[Row], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """A service that shows a run while it goes."""
+
+    track: Callable[[Row], None]
+    close: Callable[[], None]
+    """Sends what it still holds: the worker's process may end right after."""
 
 
 class Metrics:
@@ -45,12 +55,20 @@ class Metrics:
         }
         self.unsaved.append(row)
         if self._tracker is not None:
-            try:
-                self._tracker(row)
-            except Exception as error:
-                log.warning("tracking stopped: %s: %s", type(error).__name__, error)
-                self._tracker = None
+            self._ask(partial(self._tracker.track, row))
         return row
+
+    def close(self) -> None:
+        """Ends the tracker, whose failure does no harm either."""
+        if self._tracker is not None:
+            self._ask(self._tracker.close)
+
+    def _ask(self, tracker: Callable[[], None]) -> None:
+        try:
+            tracker()
+        except Exception as error:
+            log.warning("tracking stopped: %s: %s", type(error).__name__, error)
+            self._tracker = None
 
     def take_unsaved(self) -> bytes:
         """Lines since the last call, for the checkpoint that is being written."""

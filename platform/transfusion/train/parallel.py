@@ -93,6 +93,12 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def add_up_copies(model: nn.Module, *, after_backward: bool) -> None:
+    """Whether groups of ranks that hold copies add up their gradients after the next backward, or keep them."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_all_reduce(after_backward)
+
+
 def parameter_groups(model: nn.Module, *, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices and convolutions are decayed; norms, biases and embeddings are not. What is frozen is in no group.
 
@@ -145,6 +151,7 @@ class AveragedWeights:
             kept: Otherwise the average is the weights themselves, in the same memory: that of a decay of 0.
         """
         self._model = model
+        self.kept = kept
         self.weights = {
             name: parameter.detach().clone() if kept else parameter.detach()
             for name, parameter in model.named_parameters()

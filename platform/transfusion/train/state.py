@@ -108,5 +108,6 @@ class TrainingState:
                 for name, state in states.items()
             },
             "updates": torch.stack([states[name]["step"] for name in sorted(states)]),
-            "average": self.averaged.weights,
+            # Not kept, it is the weights themselves, and would be written twice.
+            "average": self.averaged.weights if self.averaged.kept else {},
         }

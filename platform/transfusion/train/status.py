@@ -41,11 +41,15 @@ class Teller(logging.Handler):
             self.publish()
 
     def publish(self) -> None:
-        """Publishes at once."""
+        """Publishes at once; the display must never be what stops a run."""
         from ray.experimental.internal_kv import _internal_kv_put
 
         self._published = time.monotonic()
-        _internal_kv_put(self._key, json.dumps(self._status))
+        try:
+            _internal_kv_put(self._key, json.dumps(self._status))
+        except Exception as error:
+            # By a logger that does not end here again.
+            logging.getLogger(__name__).debug("no status: %s", error)
 
 
 @contextmanager

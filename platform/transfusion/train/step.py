@@ -31,6 +31,7 @@ from transfusion.train.measures import (
 )
 from transfusion.train.parallel import (
     AveragedWeights,
+    add_up_copies,
     all_sum,
     gather,
     lanes_of,
@@ -110,7 +111,9 @@ class TransformerTrainee:
         tally, watch = Tally(self._device), Stopwatch(self._device)
         tally.add(stop=float(stop))
         self._lane_losses = []
-        for lane, batch in zip(owned, batches, strict=True):
+        for index, (lane, batch) in enumerate(zip(owned, batches, strict=True)):
+            # Once a step, not once a micro-batch.
+            add_up_copies(self.model, after_backward=index == len(owned) - 1)
             watch.mark("forward")
             sums = self._forward(batch, tally)
             share = combine(

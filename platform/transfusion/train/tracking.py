@@ -57,7 +57,7 @@ def _wandb(*, run_id: str, name: str, config: Mapping[str, Any], folder: Path) -
     def track(row: Row) -> None:
         run.log(_named(row), step=row["step"])
 
-    return track
+    return Tracker(track=track, close=run.finish)
 
 
 def _tensorboard(folder: Path) -> Tracker:
@@ -75,7 +75,7 @@ def _tensorboard(folder: Path) -> Tracker:
         for name, value in _named(row).items():
             writer.add_scalar(name, value, row["step"])
 
-    return track
+    return Tracker(track=track, close=writer.close)
 
 
 def _named(row: Row) -> dict[str, float]:

@@ -192,7 +192,6 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     from transfusion.train.faults import NotFiniteError, SpikeError
     from transfusion.train.finish import run_to_end
     from transfusion.train.record import OtherFormatError
-    from transfusion.train.stop import StoppedError
 
     device = torch.device("cpu")
     if job.use_gpu:
@@ -235,8 +234,9 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             stop=stop.asked,
             save=preemption() if job.watched else lambda: False,
         )
-    except (NotFiniteError, SpikeError, StoppedError, OtherFormatError) as error:
-        # Every rank raises it at the same step, and a restart would come to the same step or is not wanted.
+    except (NotFiniteError, SpikeError, OtherFormatError) as error:
+        # Every rank raises it at the same step, and a restart would come to the same step. Not so of one that was
+        # asked to stop: its machine goes, and the group starts again on what is left.
         return {"fault": str(error)}
     finally:
         logger.removeHandler(teller)
