@@ -234,6 +234,21 @@ def test_only_the_newest_checkpoints_are_kept_and_those_whole(uninterrupted):
     assert there == kept
 
 
+def test_what_killed_saves_left_behind_goes_with_the_next_save(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    orphan = tmp_path / "run/checkpoints/data/killed-attempt/step-000005/__0_0.distcp"
+    orphan.parent.mkdir(parents=True)
+    orphan.write_bytes(b"half of a checkpoint")
+    with pytest.raises(InterruptedError):
+        train(tmp_path, stop_after=5)
+    assert orphan.exists(), "nothing is deleted before a newer checkpoint is whole"
+    train(tmp_path)
+    assert not orphan.exists()
+    kept = {path for record in records(tmp_path) for path in data_files(record, tmp_path)}
+    there = {path for path in (tmp_path / "run/checkpoints/data").rglob("*") if path.is_file()}
+    assert there == kept
+
+
 def test_a_checkpoint_of_another_run_is_refused_by_name_and_the_one_before_is_taken(
     uninterrupted, stopped, tmp_path, caplog
 ):

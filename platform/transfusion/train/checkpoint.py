@@ -65,6 +65,7 @@ class Checkpoints:
         self._scratch = scratch
         self._verifier = Verifier(store)
         self._note = f"{self._folder}/reading/{uuid.uuid4().hex}.json"
+        self._swept = False
 
     def save(
         self,
@@ -118,6 +119,9 @@ class Checkpoints:
                 )
             )
             self._retain(needed_from)
+            if not self._swept:
+                self._sweep(attempt)
+                self._swept = True
         return metrics
 
     def newest(self, among: Collection[int] | None = None) -> CheckpointRecord | None:
@@ -191,14 +195,32 @@ class Checkpoints:
         for step in self.steps()[: -self._keep]:
             if step in read or (needed_from is not None and step >= needed_from):
                 continue
-            path = self._record_path(step)
-            try:
-                record = CheckpointRecord.model_validate_json(self._store.read(path))
-            except (ArtifactError, ValidationError):
-                record = None
-            self._store.delete(path)
+            record = self._read(step)
+            self._store.delete(self._record_path(step))
             if record is not None:
                 self._drop_files(record)
+
+    def _sweep(self, attempt: str) -> None:
+        """Deletes what earlier attempts left without a record: killed in a save, or refused.
+
+        A driver that is gone but not yet dead may still be writing there: it finds its files missing and commits
+        nothing.
+        """
+        records = [self._read(step) for step in self.steps()]
+        if None in records:
+            return  # Whose files those are cannot be known.
+        kept = {file.path for record in records if record for file in record.files}
+        mine = f"{self._folder}/data/{attempt}/"
+        for entry in self._store.list(f"{self._folder}/data"):
+            if entry.path not in kept and not entry.path.startswith(mine):
+                self._store.delete(entry.path)
+
+    def _read(self, step: int) -> CheckpointRecord | None:
+        """A record; None where it is none."""
+        try:
+            return CheckpointRecord.model_validate_json(self._store.read(self._record_path(step)))
+        except (ArtifactError, ValidationError):
+            return None
 
     def _drop_files(self, record: CheckpointRecord) -> None:
         for file in record.files:
