@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from transfusion.cli import app
 from transfusion.errors import SpecError
 from transfusion.model.config import ModelConfig
-from transfusion.model.presets import NAMES, PRESETS, preset
+from transfusion.model.presets import NAMES, PRESETS, adapters, preset
 
 
 def show(*arguments: str) -> str:
@@ -23,7 +23,10 @@ def show(*arguments: str) -> str:
 def test_all_sizes_come_with_both_adapters_at_the_patch_that_was_asked_for() -> None:
     shown = json.loads(show("--preset", "--patch", "4", "--json"))["presets"]
     assert [(row["name"], row["adapter"]) for row in shown] == [
-        (name, adapter) for adapter in ("linear", "unet") for name in NAMES
+        (name, adapter)
+        for adapter in ("linear", "unet")
+        for name in NAMES
+        if adapter in adapters(name)
     ]
     for row in shown:
         config = ModelConfig.model_validate_json(json.dumps(row["model"]))
@@ -53,7 +56,11 @@ def test_the_table_holds_the_figures_and_a_model_for_a_job() -> None:
     line = next(line for line in text.splitlines() if "model: {" in line)
     model = yaml.safe_load(line.partition("in a job:")[2])["model"]
     assert ModelConfig(**model) == PRESETS["7B"]
-    assert len([row for row in show("--preset").splitlines() if " M " in row]) == 2 * len(NAMES)
+    table = show("--preset")
+    assert "…" not in table
+    rows = [line.split()[:2] for line in table.splitlines() if line]
+    assert ["MonoFormer-1.1B", "linear"] in rows
+    assert [row[0] for row in rows if row[1:] == ["unet"]] == [n for n in NAMES if n[:4] != "Mono"]
 
 
 def test_a_small_size_of_ours_adds_up_with_its_gains_of_time() -> None:
@@ -69,6 +76,7 @@ def test_a_small_size_of_ours_adds_up_with_its_gains_of_time() -> None:
         (("--preset", "--adapter", "ulet"), "--adapter: there is no 'ulet'; did you mean 'unet'"),
         (("--preset", "7B", "--patch", "5"), "patch must be one of 1, 2, 4, 8, got 5"),
         (("jobs/quickstart.yaml", "--patch", "2"), "give --preset as well"),
+        (("--preset", "MonoFormer-1.1B", "--adapter", "unet"), "leave the adapter out"),
         ((), "give a job file or the folder of an artifact, or --preset"),
     ],
 )

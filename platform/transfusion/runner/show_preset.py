@@ -20,7 +20,7 @@ from transfusion.model.flops import (
     usual_patches,
 )
 from transfusion.model.parts import list_parts
-from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, preset
+from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, adapters, preset
 from transfusion.sequence.layout import ImageAttention
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SEQUENCE_LENGTH = 4096
 
-WIDTH = 110
+WIDTH = 112
 """Columns of what is printed."""
 
 _GROUPS = ("embedding", "blocks", "norms", "head", "down", "up", "skip", "keys")
@@ -59,6 +59,7 @@ def preset_status(
         _described(each, preset(each, patch_size=patch_size, adapter=one))
         for one in chosen
         for each in (NAMES if name is None else (name,))
+        if name is not None or one is None or one in adapters(each)
     ]
     if name is not None:
         shown[0]["parts"] = _parts(preset(name, patch_size=patch_size, adapter=chosen[0]))
