@@ -20,6 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from data_pipelines.crop import Size, covering_size, nearest_size
 from data_pipelines.limits import DecodeLimits
+from transfusion.sample.pictures import has_known_range, is_deep, scaled_grey
 
 T = TypeVar("T")
 
@@ -184,8 +185,14 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        return _scaled_grey(image, notes).convert("RGB")
+    if is_deep(image):
+        try:
+            scaled = scaled_grey(image).convert("RGB")
+        except ValueError as error:
+            raise Reject("not_finite", str(error)) from error
+        if not has_known_range(image):
+            notes.append("range_guessed")
+        return scaled
     profile = image.info.get("icc_profile")
     transparent = image.mode in _ALPHA_MODES or "transparency" in image.info
     if transparent:
@@ -196,27 +203,6 @@ def _to_rgb(image: Image.Image, notes: list[str]) -> Image.Image:
     if image.mode in ("P", "1"):
         image = image.convert("RGB")
     return _to_srgb(image, profile, notes)
-
-
-def _scaled_grey(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Grey of more than 8 bits, its range made 0..255.
-
-    16-bit files have the range 0..65535. Integers and floats that fit a usual range (0..1 for floats, 0..255,
-    0..65535) have that one; others have the range of their own values.
-    """
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise Reject("not_finite", f"mode {image.mode} with NaN or infinite pixels")
-    low, high = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16"):
-        low, high = 0.0, 65535.0
-    else:
-        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        fitting = [top for top in usual if low >= 0 and high <= top]
-        low, high = (0.0, fitting[0]) if fitting else (low, high)
-        notes.append("range_guessed")
-    scaled = (values - low) * (255.0 / max(high - low, 1e-30))
-    return Image.fromarray(np.rint(scaled).astype(np.uint8))
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None, notes: list[str]) -> Image.Image:

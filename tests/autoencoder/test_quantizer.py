@@ -9,6 +9,7 @@ from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.calibrate import calibrate
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network, load_network, save_network
+from transfusion.autoencoder.parameters import num_parameters
 from transfusion.autoencoder.presets import PRESETS
 from transfusion.autoencoder.quantizer import nearest_codes, perplexity, vectors_of
 from transfusion.errors import ArtifactError
@@ -116,6 +117,23 @@ def test_the_paper_s_shape_has_its_size(name, parameters):
     with torch.device("meta"):
         network = build_network(config, sample_size_px=256)
     count = sum(parameter.numel() for parameter in network.parameters())
-    assert count == parameters
+    assert count == num_parameters(config) == parameters
     assert abs(count / 86e6 - 1) < 0.04
     assert (config.downsampling, config.latent_channels) == (8, 8)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"attention": "middle", "latent_channels": 3},
+        {"layers_per_block": 0, "block_channels": (16, 16, 16)},
+        {"layers_per_block": 2, "block_channels": (8, 16, 8), "codebook_size": 16},
+        {"block_channels": (8,)},
+    ],
+)
+def test_parameters_by_formula_are_those_of_the_network(options):
+    config = AutoencoderConfig(**options)
+    with torch.device("meta"):
+        network = build_network(config, sample_size_px=16)
+    assert num_parameters(config) == sum(p.numel() for p in network.parameters())

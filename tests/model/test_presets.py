@@ -7,7 +7,14 @@ from pydantic import ValidationError
 from transfusion.errors import SpecError
 from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.parts import list_parts
-from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, PATCH_SIZES, PRESETS, preset
+from transfusion.model.presets import (
+    LLAMA_VOCABULARY,
+    NAMES,
+    PATCH_SIZES,
+    PRESETS,
+    adapters,
+    preset,
+)
 from transfusion.model.transformer import TransfusionModel
 
 LATENT = (8, 32, 32)
@@ -54,9 +61,28 @@ def test_tinyllama_has_its_parameters():
     assert formula(config, vocab_size=32_000) - formula(config, part=ADAPTER) == 1_100_048_384
 
 
-@pytest.mark.parametrize("adapter", ["linear", "unet"])
+def test_monoformer_is_tinyllama_with_the_parts_of_its_paper(repository):
+    from transfusion.spec.job import read_job
+
+    config, plain = PRESETS["MonoFormer-1.1B"], preset("TinyLlama-1.1B")
+    stages = read_job(repository / "jobs/paper/monoformer.yaml").stages
+    assert [s.config.model for s in stages if s.uses == "transfusion.train"] == [config, config]
+    assert count(config, part=("embedding", "blocks", "norm", "head")) == count(
+        plain, part=("embedding", "blocks", "norm", "head")
+    )
+    # In: a matrix with its bias, an MLP of t. Out: a matrix, an MLP of t, shift and scale of t.
+    d, patch = config.dim, 8 * 2**2
+    time = 256 * d + d * d + 2 * d
+    by_hand = (patch * d + d) + time + (d * patch + patch) + time + (2 * d * d + 2 * d)
+    assert count(config, part=ADAPTER) == by_hand == 17_971_232
+    with pytest.raises(SpecError, match="the linear adapter's, got adapter 'unet'"):
+        preset("MonoFormer-1.1B-unet")
+
+
 @pytest.mark.parametrize("patch_size", PATCH_SIZES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "adapter"), [(name, adapter) for name in NAMES for adapter in adapters(name)]
+)
 def test_parameters_by_formula_are_those_of_the_module(name, patch_size, adapter):
     config = preset(name, patch_size=patch_size, adapter=adapter)
     assert (config.patch_size, config.adapter) == (patch_size, adapter)

@@ -8,10 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from transfusion.autoencoder.presets import PRESETS as AUTOENCODERS
 from transfusion.cli import app
 from transfusion.errors import SpecError
 from transfusion.model.config import ModelConfig
-from transfusion.model.presets import NAMES, PRESETS, preset
+from transfusion.model.presets import NAMES, PRESETS, adapters, preset
 
 
 def show(*arguments: str) -> str:
@@ -23,7 +24,10 @@ def show(*arguments: str) -> str:
 def test_all_sizes_come_with_both_adapters_at_the_patch_that_was_asked_for() -> None:
     shown = json.loads(show("--preset", "--patch", "4", "--json"))["presets"]
     assert [(row["name"], row["adapter"]) for row in shown] == [
-        (name, adapter) for adapter in ("linear", "unet") for name in NAMES
+        (name, adapter)
+        for adapter in ("linear", "unet")
+        for name in NAMES
+        if adapter in adapters(name)
     ]
     for row in shown:
         config = ModelConfig.model_validate_json(json.dumps(row["model"]))
@@ -53,13 +57,39 @@ def test_the_table_holds_the_figures_and_a_model_for_a_job() -> None:
     line = next(line for line in text.splitlines() if "model: {" in line)
     model = yaml.safe_load(line.partition("in a job:")[2])["model"]
     assert ModelConfig(**model) == PRESETS["7B"]
-    assert len([row for row in show("--preset").splitlines() if " M " in row]) == 2 * len(NAMES)
+    table = show("--preset")
+    assert "…" not in table
+    rows = [line.split()[:2] for line in table.splitlines() if line]
+    assert ["MonoFormer-1.1B", "linear"] in rows
+    assert [row[0] for row in rows if row[1:] == ["unet"]] == [n for n in NAMES if n[:4] != "Mono"]
 
 
 def test_a_small_size_of_ours_adds_up_with_its_gains_of_time() -> None:
     (row,) = json.loads(show("--preset", "quickstart", "--json"))["presets"]
     assert "skip.gains" in {part["name"] for part in row["parts"]}
     assert sum(part["parameters"] for part in row["parts"]) == row["parameters"]["total"]
+
+
+def test_an_autoencoder_comes_with_its_size_and_the_network_of_a_job(repository) -> None:
+    from transfusion.spec.job import read_job
+
+    text = show("--preset", "vq-f8-86M")
+    assert ["vq-f8-86M", "8", "x", "8", "8", "16,384", "83.8", "M"] in [
+        line.split() for line in text.splitlines()
+    ]
+    line = next(line for line in text.splitlines() if "network: {" in line)
+    network = yaml.safe_load(line.partition("in a job:")[2])
+    told = [f"stages.autoencoder.config.network={json.dumps(network['network'])}"]
+    file = repository / "jobs/paper/autoencoder.yaml"
+    for overrides, name in ((), "kl-f8-86M"), (told, "vq-f8-86M"):
+        stages = {stage.name: stage.config for stage in read_job(file, overrides).stages}
+        assert stages["autoencoder"].network == AUTOENCODERS[name]
+    both = json.loads(show("--preset", "--json"))["autoencoders"]
+    assert {row["name"]: row["parameters"] for row in both} == {
+        "kl-f8-86M": 83_709_419,
+        "vq-f8-86M": 83_803_419,
+    }
+    assert "kl-f8-86M" in show("--preset")
 
 
 @pytest.mark.parametrize(
@@ -69,6 +99,9 @@ def test_a_small_size_of_ours_adds_up_with_its_gains_of_time() -> None:
         (("--preset", "--adapter", "ulet"), "--adapter: there is no 'ulet'; did you mean 'unet'"),
         (("--preset", "7B", "--patch", "5"), "patch must be one of 1, 2, 4, 8, got 5"),
         (("jobs/quickstart.yaml", "--patch", "2"), "give --preset as well"),
+        (("--preset", "MonoFormer-1.1B", "--adapter", "unet"), "leave the adapter out"),
+        (("--preset", "kl-f8-87M"), "there is no 'kl-f8-87M'; did you mean 'kl-f8-86M'"),
+        (("--preset", "kl-f8-86M", "--patch", "2"), "is an autoencoder"),
         ((), "give a job file or the folder of an artifact, or --preset"),
     ],
 )

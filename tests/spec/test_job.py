@@ -183,6 +183,20 @@ def test_every_shipped_job_is_without_fault_and_says_what_it_is(file: Path) -> N
         assert any(word in line for line in head), f"{file.name}: its header lacks {word}"
 
 
+PAPER = [file for file in JOBS if file.parent.name == "paper"]
+
+
+@pytest.mark.parametrize("file", PAPER, ids=lambda p: p.name)
+def test_the_long_runs_of_the_papers_are_compiled_and_hold_few_logits_at_once(file: Path) -> None:
+    stages = read_job(file).stages
+    long = [s.config for s in stages if s.uses == "transfusion.train" and s.config.steps > 1]
+    assert len(long) == (0 if file.name == "autoencoder.yaml" else 1)
+    for config in long:
+        assert config.compile
+        assert config.lm_head_chunk_rows
+        assert "compile" in file.read_text().partition("store:")[0]
+
+
 def test_the_schema_accepts_every_shipped_job() -> None:
     import jsonschema
 

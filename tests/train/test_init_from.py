@@ -252,7 +252,10 @@ def test_another_grid_than_the_one_learned_on_is_told_of_with_the_value_to_set(
     placed, special, caplog, options, grid_side, told
 ):
     begin(fresh(special, **options), Start(placed, grid_side=grid_side), special=special)
-    assert ("set model.position_grid to 2" in caplog.text) == told
+    remedy = (
+        "set config.model.position_grid of this stage to 2, and they are spread over the places"
+    )
+    assert (remedy in caplog.text) == told
 
 
 def test_ranks_in_the_sequence_need_no_other_grid(package, special, caplog):

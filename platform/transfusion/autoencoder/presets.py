@@ -1,4 +1,4 @@
-"""Named shapes of autoencoders.
+"""Named shapes of autoencoders; `transfusion show --preset NAME` prints one as the `network` of a job.
 
 The paper gives its autoencoder's size, channels and downsampling (Zhou et al. 2024, arXiv:2408.11039, section 4.1
 and appendix A: 86 M parameters after Esser et al., 8 channels, 256 px to 32 x 32), no layout. What is here is the

@@ -30,7 +30,7 @@ def show(
         bool,
         typer.Option(
             "--preset",
-            help="TARGET is a model size, such as 0.76B: its parameters and FLOPs. Without a target: all sizes.",
+            help="TARGET is a model size, such as 0.76B, or an autoencoder: parameters and FLOPs. Without: all.",
         ),
     ] = False,
     patch: Annotated[int | None, typer.Option(help="Of the preset: 1, 2, 4 or 8.")] = None,

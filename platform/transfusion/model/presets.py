@@ -1,9 +1,10 @@
 """Named sizes: the five of the Transfusion paper, MonoFormer's, and small ones that run on two cores.
 
 Sources: Zhou et al. 2024, arXiv:2408.11039, Table 2, with feed-forward widths by Llama's rule; Zhao et al. 2024,
-arXiv:2409.16280, which starts from TinyLlama-1.1B. `preset` gives each with either adapter and any patch size;
-`transfusion show --preset` prints parameters and FLOPs of all. Whether patches see all of their image is the
-plan's (`SequenceLayout.image_attention`), for a model has no weights for it.
+arXiv:2409.16280, which starts from TinyLlama-1.1B and has parts of its own. `preset` gives each with any patch
+size and either adapter, MonoFormer with its own alone; `transfusion show --preset` prints parameters and FLOPs of
+all. Whether patches see all of their image is the plan's (`SequenceLayout.image_attention`), for a model has no
+weights for it.
 
 The paper says that its U-Net adds 0.27 B to every size: 106.1, 71.3, 35.5, 19.3 and 3.8%. It publishes no layout.
 Ours has 0.26 to 0.28 B, which are 164.7, 71.7, 34.6, 19.8 and 4.1% at patches of 2 x 2. The paper's own shares
@@ -44,6 +45,10 @@ def _paper(dim: int, depth: int, num_heads: int) -> ModelConfig:
     )
 
 
+_TINYLLAMA = ModelConfig(
+    dim=2048, depth=22, num_heads=32, num_kv_heads=4, ffn_dim=5632, unet=PAPER_UNETS[2]
+)
+
 _SIZES: Mapping[str, ModelConfig] = MappingProxyType(
     {
         #                dim  depth  heads
@@ -52,8 +57,13 @@ _SIZES: Mapping[str, ModelConfig] = MappingProxyType(
         "0.76B": _paper(1536, 24, 24),
         "1.4B": _paper(2048, 24, 16),
         "7B": _paper(4096, 32, 32),
-        "TinyLlama-1.1B": ModelConfig(
-            dim=2048, depth=22, num_heads=32, num_kv_heads=4, ffn_dim=5632, unet=PAPER_UNETS[2]
+        "TinyLlama-1.1B": _TINYLLAMA,
+        "MonoFormer-1.1B": _TINYLLAMA.model_copy(
+            update={
+                "time_embedding": "token",
+                "image_head": "adaln",
+                "patch_positions": "sinusoidal_2d",
+            }
         ),
         "small": ModelConfig(
             dim=256,
@@ -87,6 +97,14 @@ _SIZES: Mapping[str, ModelConfig] = MappingProxyType(
 NAMES: tuple[str, ...] = tuple(_SIZES)
 
 
+def adapters(name: str) -> tuple[AdapterName, ...]:
+    """Those that a size of `NAMES` can have, its own first."""
+    config = _SIZES[name]
+    if config.time_token or config.image_head != "linear":
+        return ("linear",)
+    return ("linear", "unet") if config.adapter == "linear" else ("unet", "linear")
+
+
 def preset(
     name: str, *, patch_size: int | None = None, adapter: AdapterName | None = None
 ) -> ModelConfig:
@@ -96,13 +114,18 @@ def preset(
         name: One of `NAMES`, or `NAME-unet`.
 
     Raises:
-        SpecError: There is no such size, or the patch is no power of two.
+        SpecError: There is no such size, it cannot have the adapter, or the patch is no power of two.
     """
     size = name.removesuffix("-unet")
     config = _SIZES.get(size)
     if config is None:
         raise SpecError(f"preset: there is no {name!r}{suggestion(name, NAMES)}")
     adapter = adapter or ("unet" if size != name else config.adapter)
+    if adapter not in adapters(size):
+        raise SpecError(
+            f"preset {name}: its token of t and its head are the linear adapter's, got adapter {adapter!r}; "
+            "leave the adapter out"
+        )
     patch_size = patch_size or config.patch_size
     if patch_size not in PATCH_SIZES:
         raise SpecError(
@@ -132,7 +155,7 @@ PRESETS: Mapping[str, ModelConfig] = MappingProxyType(
         **{
             f"{name}-unet": preset(f"{name}-unet")
             for name in NAMES
-            if preset(name).adapter == "linear"
+            if adapters(name) == ("linear", "unet")
         },
     }
 )

@@ -1,4 +1,7 @@
-"""Stage: one model whose weights are the mean of those of several, such as runs of several seeds or lengths."""
+"""Stage: one model whose weights are the mean of those of several, such as runs of several seeds from one start.
+
+Models that began from weights of their own have no common meaning of a channel: their mean is of no use.
+"""
 
 from collections.abc import Mapping
 from typing import Annotated

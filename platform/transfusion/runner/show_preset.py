@@ -1,5 +1,7 @@
 """`transfusion show --preset`: parameters and FLOPs of named sizes, by formula; no torch, no store, no job.
 
+Autoencoders are named beside the models; `show_autoencoder` has what is said of them.
+
 The tests hold the formulas against the module and against PyTorch's counter of FLOPs.
 """
 
@@ -7,6 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, get_args
 
+from transfusion.autoencoder.presets import PRESETS as AUTOENCODERS
 from transfusion.config import suggestion
 from transfusion.errors import SpecError
 from transfusion.model.config import AdapterName, ModelConfig
@@ -20,15 +23,17 @@ from transfusion.model.flops import (
     usual_patches,
 )
 from transfusion.model.parts import list_parts
-from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, preset
+from transfusion.model.presets import LLAMA_VOCABULARY, NAMES, adapters, preset
+from transfusion.runner.show_autoencoder import autoencoder_table, described_autoencoder
 from transfusion.sequence.layout import ImageAttention
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
 SEQUENCE_LENGTH = 4096
 
-WIDTH = 110
+WIDTH = 112
 """Columns of what is printed."""
 
 _GROUPS = ("embedding", "blocks", "norms", "head", "down", "up", "skip", "keys")
@@ -40,12 +45,19 @@ def preset_status(
 ) -> dict[str, Any]:
     """`{"assumes": ..., "presets": [{"name", "parameters", "flops_per_token", "model", ...}]}` as plain values.
 
+    Beside them `"autoencoders"`, as `described_autoencoder` has each.
+
     Args:
         name: Of one preset, which then comes with its parts; without it all, in both adapters unless one is named.
 
     Raises:
         SpecError: There is no such preset or adapter, or the patch is no power of two up to 8.
     """
+    if name in AUTOENCODERS and (patch_size, adapter) != (None, None):
+        raise SpecError(f"show: {name} is an autoencoder: --patch and --adapter are of models")
+    if name is not None and name not in AUTOENCODERS and name.removesuffix("-unet") not in NAMES:
+        known = (*NAMES, *AUTOENCODERS)
+        raise SpecError(f"preset: there is no {name!r}{suggestion(name, known)}")
     chosen: tuple[AdapterName | None, ...] = (None,)
     if adapter is not None:
         chosen = tuple(known for known in get_args(AdapterName) if known == adapter)
@@ -58,9 +70,10 @@ def preset_status(
     shown = [
         _described(each, preset(each, patch_size=patch_size, adapter=one))
         for one in chosen
-        for each in (NAMES if name is None else (name,))
+        for each in (NAMES if name is None else () if name in AUTOENCODERS else (name,))
+        if name is not None or one is None or one in adapters(each)
     ]
-    if name is not None:
+    if name is not None and shown:
         shown[0]["parts"] = _parts(preset(name, patch_size=patch_size, adapter=chosen[0]))
     return {
         "assumes": {
@@ -70,6 +83,7 @@ def preset_status(
             "caption_tokens": CAPTION_TOKENS,
         },
         "presets": shown,
+        "autoencoders": [described_autoencoder(one) for one in AUTOENCODERS if name in (None, one)],
     }
 
 
@@ -137,7 +151,12 @@ def preset_text(status: Mapping[str, Any]) -> str:
     from rich.console import Console
 
     shown: Sequence[Mapping[str, Any]] = status["presets"]
+    autoencoders: Sequence[Mapping[str, Any]] = status["autoencoders"]
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, highlight=False)
+    if not shown:
+        console.print(autoencoder_table(autoencoders))
+        console.print(f"in a job:  network: {_yaml(autoencoders[0]['network'])}", soft_wrap=True)
+        return _printed(console)
     console.print(_table(shown))
     for row in shown:
         if "parts" in row:
@@ -152,6 +171,12 @@ def preset_text(status: Mapping[str, Any]) -> str:
         f"{assumes['caption_tokens']} tokens. Attention is counted over the keys that are seen; "
         "`causal` has a patch see only those before it."
     )
+    if autoencoders:
+        console.print(autoencoder_table(autoencoders))
+    return _printed(console)
+
+
+def _printed(console: "Console") -> str:
     text = console.file
     assert isinstance(text, io.StringIO)
     return "\n".join(line.rstrip() for line in text.getvalue().rstrip().splitlines())

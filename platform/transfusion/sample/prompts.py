@@ -39,7 +39,9 @@ def sample_prompts(
     *,
     answer: Answer = continued,
 ) -> Iterator[str]:
-    """Answers every line; the files of line 7 (from 0) begin with `00007`. The seed is counted up by the line.
+    """Answers every line; the files of line 7 (from 0) are `00007-0` and on. The seed is counted up by the line.
+
+    A line is done when its first file is there, which comes last; otherwise all its files are made again.
 
     Yields:
         A line for each batch, when its files are written.
@@ -51,13 +53,15 @@ def sample_prompts(
         lines = prompts.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{prompts}: cannot be read as lines of UTF-8: {error}") from error
-    there = {place.name.partition("-")[0] for place in out_dir.glob("[0-9]*-*")}
+    there = {place.name.partition("-")[0] for place in out_dir.glob("[0-9]*-0.*")}
     wanted = [
         (number, line)
         for number, line in enumerate(lines)
         if line.strip() and f"{number:05}" not in there
     ]
     out_dir.mkdir(parents=True, exist_ok=True)
+    for left in out_dir.glob(".[0-9]*-[0-9]*.*"):
+        left.unlink()
     done = 0
     for start in range(0, len(wanted), AT_ONCE):
         batch = wanted[start : start + AT_ONCE]
@@ -74,7 +78,10 @@ def sample_prompts(
 
 
 def _write(folder: Path, number: int, segments: Sequence[Segment]) -> None:
-    """The last file takes its name last: an interrupted line is made again."""
+    """The first file, which says that the line is done, takes its name last."""
+    for left in folder.glob(f"{number:05}-[0-9]*.*"):
+        # Of an interrupted run, which may have written more.
+        left.unlink()
     written = []
     for index, segment in enumerate(segments):
         suffix = "txt" if isinstance(segment, str) else "png"
@@ -84,5 +91,5 @@ def _write(folder: Path, number: int, segments: Sequence[Segment]) -> None:
         else:
             write_png(place, segment)
         written.append(place)
-    for place in written:
+    for place in reversed(written):
         place.rename(place.with_name(place.name.removeprefix(".")))

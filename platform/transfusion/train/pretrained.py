@@ -1,8 +1,11 @@
 """Weights that training starts from: of a model package, or of a Llama-family checkpoint. Plain torch.
 
 What fits is taken, and the rest stays as it was drawn. Patches whose weights are their own begin with a copy of
-text's, where the source has none for them. Nothing is interpolated for another resolution: places of patches are
-sines by formula, and the rotation goes by rank. The optimizer starts fresh.
+text's, where the source has none for them. The optimizer starts fresh.
+
+No weight hangs on the resolution: places of patches are sines by formula, and the rotation goes by rank. For
+another one set `model.position_grid` to the side in patches that the source learned on: rows and columns of
+`sinusoidal_2d` are then spread over the places that it knows. Nothing sets it by itself; the log says to what.
 """
 
 import logging
@@ -261,7 +264,8 @@ def _tell_positions(model: ModelConfig, source: Source, start: Start) -> None:
     if model.patch_positions == "sinusoidal_2d" and None not in (theirs, ours) and theirs != ours:
         log.warning(
             f"init_from {start.folder}: places of patches were learned on a grid of {theirs} patches a side, and "
-            f"here they count {ours}: set model.position_grid to {theirs} to go on with the places it knows"
+            f"here they count {ours}: set config.model.position_grid of this stage to {theirs}, and they are "
+            "spread over the places that it knows; as it is, they mean others"
         )
 
 

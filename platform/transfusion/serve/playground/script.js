@@ -176,31 +176,43 @@ function clear() {
 
 function quoted(text) { return `'${text.replaceAll("'", "'\\''")}'`; }
 
+// JSON goes by standard input: Linux takes no argument over 128 KB, which an upload soon is.
 function asCurl() {
-  const asked = request(), url = new URL(asked.path.slice(1), location.href).href;
+  const asked = request(), url = quoted(new URL(asked.path.slice(1), location.href).href);
   const key = $("key").value ? " -H \"Authorization: Bearer $KEY\"" : "";
   if (asked.form) {
     const fields = Object.entries(asked.form).filter(([, value]) => value !== undefined);
-    return `curl ${url}${key} -F image=@picture.png ` + fields.map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`).join(" ");
+    // A prompt may begin with an @ or hold a semicolon, which -F would take for its own.
+    return `curl ${url}${key} -F image=@picture.png ` + fields.map(([name, value]) => `--form-string ${quoted(`${name}=${value}`)}`).join(" ");
   }
-  return `curl -N ${url}${key} -H 'Content-Type: application/json' -d ${quoted(JSON.stringify(asked.body))}`;
+  return `curl -N ${url}${key} -H 'Content-Type: application/json' -d @- <<'JSON'\n${JSON.stringify(asked.body)}\nJSON`;
+}
+
+// A value as Python writes it. Its strings and numbers are JSON's.
+function python(value) {
+  if (value === null) return "None";
+  if (typeof value === "boolean") return value ? "True" : "False";
+  if (Array.isArray(value)) return `[${value.map(python).join(", ")}]`;
+  if (typeof value !== "object") return JSON.stringify(value);
+  const given = Object.entries(value).filter(([, one]) => one !== undefined);
+  return `{${given.map(([name, one]) => `${JSON.stringify(name)}: ${python(one)}`).join(", ")}}`;
 }
 
 function asPython() {
   const asked = request(), base = new URL("v1", location.href).href;
-  const lines = ["import openai", "", `client = openai.OpenAI(base_url=${JSON.stringify(base)}, api_key="KEY")`];
-  const literal = (value) => JSON.stringify(value).replace(/\btrue\b/g, "True").replace(/\bfalse\b/g, "False");
+  const lines = ["import openai", "", `client = openai.OpenAI(base_url=${python(base)}, api_key="KEY")`];
+  const model = `model=${python($("model").dataset.id || "")}`;
   if (asked.form) {
     const { prompt, ...more } = asked.form;
-    lines.push(`answer = client.images.edit(image=open("picture.png", "rb"), prompt=${literal(prompt)}, model=MODEL, extra_body=${literal(more)})`);
+    lines.push(`answer = client.images.edit(image=open("picture.png", "rb"), prompt=${python(prompt)}, ${model}, extra_body=${python(more)})`);
   } else if (asked.path.includes("images")) {
     const { prompt, stream, partial_images, ...more } = asked.body;
-    lines.push(`answer = client.images.generate(prompt=${literal(prompt)}, model=MODEL, extra_body=${literal(more)})`);
+    lines.push(`answer = client.images.generate(prompt=${python(prompt)}, ${model}, extra_body=${python(more)})`);
   } else {
-    const { messages, stream, ...more } = asked.body;
-    lines.push(`answer = client.chat.completions.create(model=MODEL, messages=${literal(messages)}, extra_body=${literal(more)})`);
+    const { messages, stream, previews, ...more } = asked.body;
+    lines.push(`answer = client.chat.completions.create(${model}, messages=${python(messages)}, extra_body=${python(more)})`);
   }
-  return lines.join("\n").replaceAll("MODEL", JSON.stringify($("model").dataset.id || ""));
+  return lines.join("\n");
 }
 
 async function copy(text, what) {
