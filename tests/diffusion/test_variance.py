@@ -221,6 +221,7 @@ def test_parameters_of_the_variance_are_counted(adapter):
     assert sum(part.parameters for part in parts) == parameters
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("target", ["epsilon", "v"])
 def test_the_bound_falls_below_that_of_any_fixed_variance(target):
     """Of twenty steps each is large, and the ends of its range lie far apart."""

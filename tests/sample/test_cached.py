@@ -189,6 +189,7 @@ def test_interleaved_greedy_generation_is_what_the_full_forward_pass_would_choos
         assert result.num_tokens == 6
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("solver", ["ddim", "ddpm", "unipc"])
 def test_a_request_gets_the_same_answer_alone_as_in_company(solver: str) -> None:
     model, config = tiny_model(), package_config()

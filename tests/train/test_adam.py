@@ -86,6 +86,7 @@ def test_loading_keeps_the_moments_to_the_bit():
         assert torch.equal(second.state[weight][name], first.state[weight][name])
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_a_run_goes_on_from_a_checkpoint_to_the_bit(world, tmp_path):
     settings = config(adam_moments="bf16")
     whole = train(tmp_path / "whole", settings=settings)

@@ -162,6 +162,7 @@ def test_until_its_step_a_discriminator_changes_nothing(tmp_path):
     assert now[name] != plain[name]
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("network", [None, CODES])
 def test_a_contested_run_resumes_to_the_bit(tmp_path, weights, network):
     options = {

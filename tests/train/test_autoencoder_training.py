@@ -110,6 +110,7 @@ def test_an_uneven_batch_is_refused_with_the_nearest_one():
 CODES = AutoencoderConfig(block_channels=(8, 8), latent_channels=4, norm_groups=4, codebook_size=64)
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 def test_a_codebook_is_learned_used_and_resumed_to_the_bit(tmp_path):
     options = {"network": CODES, "restart_codes_every_steps": 5, "steps": 60}
     outcome = train(tmp_path / "whole", **options)

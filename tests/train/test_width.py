@@ -69,6 +69,7 @@ def moved(settings):
     }
 
 
+@pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("model", MODELS)
 def test_what_four_updates_move_is_as_large_at_every_width_by_the_rule_and_grows_without(
     world, model
