@@ -33,7 +33,7 @@ class WritingSource(MadeUpSource):
 
 def hundred_steps(folder):
     settings = config(
-        model=model_config("linear"),
+        model=model_config("linear").model_copy(update={"depth": 1}),
         steps=STEPS,
         warmup_steps=10,
         checkpoint_every_steps=STEPS,

@@ -6,7 +6,6 @@ import logging
 import pytest
 import torch
 
-from tests.tiny import model_config
 from tests.train.test_faults import contents
 from tests.train.worlds import MadeUpSource, config, in_world, result_file, rows, train
 from transfusion.stage import TrainResources
@@ -21,7 +20,6 @@ pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 WEIGHTS = ("model.safetensors", "ema.safetensors")
 STEPS = 14
 LANES = 3
-MODEL = model_config("linear")
 
 
 def spiking(policy, *, every=2, **changed):
@@ -31,7 +29,6 @@ def spiking(policy, *, every=2, **changed):
     }  # fmt: skip
     spikes = {name: changed.pop(name) for name in [*values, "max_rewinds"] if name in changed}
     return config(
-        model=MODEL,
         steps=STEPS,
         on_spike=policy,
         checkpoint_every_steps=every,
@@ -44,9 +41,8 @@ def by_hand(folder, steps, every=2):
     """The run in which these steps make no update, because their data is no number."""
     folder.mkdir()
     settings = config(
-        model=MODEL, steps=STEPS, on_nan="skip", max_skipped_steps=STEPS,
-        checkpoint_every_steps=every,
-    )  # fmt: skip
+        steps=STEPS, on_nan="skip", max_skipped_steps=STEPS, checkpoint_every_steps=every
+    )
     source = MadeUpSource(spoilt=[(step, lane) for step in steps for lane in range(LANES)])
     return folder, train(folder, settings=settings, source=source)
 

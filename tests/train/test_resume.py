@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tiny import model_config
 from tests.train.worlds import MadeUpSource, config, result_file, rows, train
 from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
@@ -67,6 +68,17 @@ def test_crashes_leave_no_trace(uninterrupted, tmp_path, steps_before_each_crash
         with pytest.raises(InterruptedError):
             train(tmp_path, stop_after=step)
     assert_same(uninterrupted, (tmp_path, train(tmp_path)))
+
+
+def test_a_crash_leaves_no_trace_in_a_unet_either(world, tmp_path):
+    of_unet = config(model=model_config("unet"))
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    for folder in (calm, rough):
+        folder.mkdir()
+    with pytest.raises(InterruptedError):
+        train(rough, settings=of_unet, stop_after=3)
+    outcomes = [train(folder, settings=of_unet) for folder in (calm, rough)]
+    assert_same((calm, outcomes[0]), (rough, outcomes[1]))
 
 
 @pytest.mark.slow

@@ -30,13 +30,13 @@ from transfusion.train.parallel import AveragedWeights, lanes_of, parameter_grou
 from transfusion.train.peaks import peak_tflops
 from transfusion.train.schedule import ema_decay, learning_rate
 
+UNET = model_config("unet")
+
 
 def plain_training(settings):
     """The same run in a page of plain torch: whole batch, one process, no sharding, no accumulation."""
     source = MadeUpSource()
-    model = TransfusionModel(
-        model_config(), vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0]
-    )
+    model = TransfusionModel(UNET, vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0])
     model.init_weights(settings.seed)
     no_decay = [p for n, p in model.named_parameters() if p.ndim < 2 or n == "embedding.weight"]
     decay = [p for n, p in model.named_parameters() if not (p.ndim < 2 or n == "embedding.weight")]
@@ -102,7 +102,7 @@ def plain_training(settings):
 
 @pytest.fixture(scope="module")
 def plain():
-    return plain_training(config())
+    return plain_training(config(model=UNET))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -111,9 +111,9 @@ def test_any_number_of_workers_takes_the_steps_of_plain_torch(world, plain, work
     from safetensors.torch import load
 
     if workers == 1:
-        train_and_keep(tmp_path)
+        train_and_keep(tmp_path, "unet")
     else:
-        in_world(workers, train_and_keep, tmp_path)
+        in_world(workers, train_and_keep, tmp_path, "unet")
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     losses, norms, measures, weights, average = plain
     found = rows(tmp_path, outcome)
@@ -143,10 +143,8 @@ def test_any_number_of_workers_takes_the_steps_of_plain_torch(world, plain, work
 def test_a_step_and_a_validation_are_of_the_target_and_of_its_weights(world, noise):
     objective = ObjectiveConfig(**noise, loss_weighting="min_snr", diffusion_weight=2.0)
     source = MadeUpSource()
-    trainee = make_trainee(config(objective=objective), source)
-    model = TransfusionModel(
-        model_config(), vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0]
-    )
+    trainee = make_trainee(config(model=UNET, objective=objective), source)
+    model = TransfusionModel(UNET, vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0])
     model.init_weights(config().seed)
 
     def by_hand(batches):
@@ -181,8 +179,8 @@ def test_a_step_and_a_validation_are_of_the_target_and_of_its_weights(world, noi
 
 def test_a_learned_variance_is_part_of_the_diffusion_loss_and_told_beside_it(world, recwarn):
     objective = ObjectiveConfig(variance="learned_range", diffusion_weight=2.0, vlb_weight=0.004)
-    trainee = make_trainee(config(objective=objective), MadeUpSource())
-    plain = make_trainee(config(), MadeUpSource())
+    trainee = make_trainee(config(model=UNET, objective=objective), MadeUpSource())
+    plain = make_trainee(config(model=UNET), MadeUpSource())
     values, without = trainee.forward_backward(0).values, plain.forward_backward(0).values
     gradient = trainee.model.up.conv_out.weight.grad.full_tensor()
     assert float(gradient[LATENT[0] :].abs().max()) > 0
@@ -201,11 +199,9 @@ def test_a_learned_variance_is_part_of_the_diffusion_loss_and_told_beside_it(wor
 @pytest.mark.parametrize("peak", [None, 0.5])
 def test_a_step_says_how_much_it_computes_and_what_that_is_of_the_peak(world, tmp_path, peak):
     source = MadeUpSource()
-    trainee = make_trainee(config(), source, TrainResources(peak_tflops=peak))
+    trainee = make_trainee(config(model=UNET), source, TrainResources(peak_tflops=peak))
     result = trainee.forward_backward(0)
-    model = TransfusionModel(
-        model_config(), vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0]
-    )
+    model = TransfusionModel(UNET, vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0])
     expected = 0
     for lane in range(source.lanes):
         batch = source.micro_batch(0, lane)
@@ -214,7 +210,9 @@ def test_a_step_says_how_much_it_computes_and_what_that_is_of_the_peak(world, tm
         expected += counter.get_total_flops()
     # Unused slots and rows, and the pairs between blocks of queries, are computed but not asked for.
     assert 0.5 * expected < result.flops < expected
-    outcome = train(tmp_path, resources=TrainResources(peak_tflops=peak))
+    outcome = train(
+        tmp_path, settings=config(model=UNET), resources=TrainResources(peak_tflops=peak)
+    )
     lines = result_file(tmp_path, outcome, "metrics.jsonl").splitlines()
     timing = next(row["timing"] for row in map(json.loads, lines) if row["kind"] == "train")
     assert timing["tflops_per_s"] == pytest.approx(
@@ -243,8 +241,8 @@ def test_a_gpu_is_known_by_its_name_and_what_is_stated_comes_first(monkeypatch):
 
 def test_a_run_that_two_workers_began_is_finished_by_one(world, plain, tmp_path):
     with pytest.raises(Exception, match="InterruptedError"):
-        in_world(2, stop_after_four_steps, tmp_path)
-    outcome = train(tmp_path)
+        in_world(2, stop_after_four_steps, tmp_path, "unet")
+    outcome = train(tmp_path, settings=config(model=UNET))
     assert [row["loss"] for row in rows(tmp_path, outcome)] == pytest.approx(plain[0], rel=2e-5)
 
 
@@ -308,7 +306,7 @@ def test_every_weight_is_measured_with_what_it_is_part_of(weights):
 
 
 def test_norms_biases_and_embeddings_are_not_decayed():
-    model = TransfusionModel(model_config(), vocab_size=45, latent_channels=LATENT[0])
+    model = TransfusionModel(UNET, vocab_size=45, latent_channels=LATENT[0])
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, others = parameter_groups(model, weight_decay=0.1)
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.tiny import model_config
 from tests.train.worlds import MadeUpSource, config, make_trainee
 from transfusion.diffusion.config import ObjectiveConfig
 
@@ -11,7 +12,7 @@ def test_the_language_loss_counts_by_its_weight(world):
     found = {}
     for weight in (1.0, 0.25):
         objective = ObjectiveConfig(lm_weight=weight, diffusion_weight=1.0)
-        trainee = make_trainee(config(objective=objective), MadeUpSource())
+        trainee = make_trainee(config(model=model_config(), objective=objective), MadeUpSource())
         values = trainee.forward_backward(0).values
         parameters = dict(trainee.model.named_parameters())
         found[weight] = [

@@ -95,7 +95,8 @@ class MadeUpSource:
 
 def config(**changed: Any) -> TrainConfig:
     values = {
-        "model": model_config(),
+        # A U-Net has four times as many tensors, and checkpoints of them are most of a tiny run.
+        "model": model_config("linear"),
         "steps": 6,
         "lr": 3e-3,
         "warmup_steps": 2,
@@ -194,31 +195,44 @@ def _member(
     dist.destroy_process_group()
 
 
-def train_and_keep(folder: Path) -> None:
+def train_and_keep(folder: Path, adapter: str = "linear") -> None:
     """For `in_world`: trains and leaves the outcome beside the store."""
-    outcome = train(folder)
+    outcome = train(folder, settings=config(model=model_config(adapter)))
     if dist.get_rank() == 0:
         (folder / "outcome.json").write_text(json.dumps(outcome))
 
 
-def stop_after_four_steps(folder: Path) -> None:
+def stop_after_four_steps(folder: Path, adapter: str = "linear") -> None:
     """For `in_world`: a run that ends as a crash would."""
-    train(folder, stop_after=4 if dist.get_rank() == 0 else None)
+    stop_after = 4 if dist.get_rank() == 0 else None
+    train(folder, settings=config(model=model_config(adapter)), stop_after=stop_after)
 
 
 class SignalledSource(MadeUpSource):
-    """Sends its own process a signal, once: SIGKILL, as the kernel does when memory runs out, or SIGTERM."""
+    """Sends a process a signal, once: SIGKILL, as the kernel does when memory runs out, or SIGTERM."""
 
-    def __init__(self, marker: Path, number: int) -> None:
+    def __init__(self, marker: Path, number: int, victim: str) -> None:
         super().__init__()
         self._marker = marker
         self._number = number
+        self._victim = victim
 
     def micro_batch(self, step: int, lane: int) -> PackedBatch:
         if (step, lane) == (4, 1) and not self._marker.exists():
             self._marker.touch()
-            os.kill(os.getpid(), self._number)
+            pid = os.getpid() if self._victim == "worker" else controller()
+            os.kill(pid, self._number)
         return super().micro_batch(step, lane)
+
+
+def controller() -> int:
+    """The process of Ray Train's controller; there is one on this machine."""
+    (found,) = [
+        int(place.parent.name)
+        for place in Path("/proc").glob("[0-9]*/cmdline")
+        if place.read_bytes().startswith(b"ray::TrainController")
+    ]
+    return found
 
 
 def build(
@@ -228,5 +242,5 @@ def build(
     case = values.pop("case")
     source = MadeUpSource(spoilt=[(3, 0)])
     if case["marker"]:
-        source = SignalledSource(Path(case["marker"]), case["signal"])
+        source = SignalledSource(Path(case["marker"]), case["signal"], case["victim"])
     return make_trainee(TrainConfig.model_validate_json(json.dumps(values)), source, resources)
