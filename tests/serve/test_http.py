@@ -244,7 +244,9 @@ def run_guarded(messages, *, headers=(), max_body_bytes=100, body_timeout_s=5.0)
         answered.append(message)
 
     scope = {"type": "http", "path": IMAGES, "headers": list(headers), "method": "POST"}
-    guard = Guard(app, max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s)
+    guard = Guard(
+        app, max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, reader_timeout_s=60.0
+    )
     stream = endless if len(messages) == 1 else receive
     asyncio.run(guard(scope, stream, send))
     return read, answered[0]["status"]
@@ -277,7 +279,11 @@ def test_a_body_that_dawdles_is_given_up() -> None:
         answered.append(message)
 
     scope = {"type": "http", "path": IMAGES, "headers": [], "method": "POST"}
-    asyncio.run(Guard(app, max_body_bytes=10, body_timeout_s=0.05)(scope, never, send))
+    asyncio.run(
+        Guard(app, max_body_bytes=10, body_timeout_s=0.05, reader_timeout_s=60.0)(
+            scope, never, send
+        )
+    )
     assert answered[0]["status"] == 408
 
 

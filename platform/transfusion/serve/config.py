@@ -50,6 +50,8 @@ class EndpointConfig(Config):
     """A request must have arrived in this time."""
     request_timeout_s: float = Field(120.0, gt=0)
     """A request is answered in this time or given up."""
+    reader_timeout_s: float = Field(60.0, gt=0)
+    """A caller who leaves a piece of an answer unread for so long is given up, and what was asked with it."""
 
     max_batch_size: int = Field(16, ge=1)
     """Samples that one replica makes at once."""

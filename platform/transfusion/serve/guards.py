@@ -1,6 +1,6 @@
 """What every request passes before it is parsed: its size, the time it takes to arrive, its key.
 
-And what every answer passes: headers that say who made it, also where a bug did.
+And what every answer passes: headers that say who made it, also where a bug did, and a caller who reads.
 """
 
 import asyncio
@@ -46,6 +46,7 @@ class Guard:
         *,
         max_body_bytes: int,
         body_timeout_s: float,
+        reader_timeout_s: float,
         digests: Sequence[str] = (),
         headers: Mapping[str, str] = MappingProxyType({}),
         sampling_paths: Collection[str] = (),
@@ -65,7 +66,7 @@ class Guard:
         self.sampling_paths, self.refusal = frozenset(sampling_paths), refusal
         self.tells_request_id = tells_request_id
         self.max_body_bytes = max_body_bytes
-        self.body_timeout_s = body_timeout_s
+        self.body_timeout_s, self.reader_timeout_s = body_timeout_s, reader_timeout_s
         self.digests = tuple(digests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +74,21 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = answer = _Answer(send, self._told())
+        answer = _Answer(send, self._told(), self.reader_timeout_s)
+        try:
+            await self._hand_on(scope, receive, answer)
+        except Exception:
+            if not answer.is_unread:
+                raise
+            # The server closes what has not ended. Nobody's bug: the caller hung up, or is out to hold places.
+            logger.warning(
+                "%s %s: its caller has not read for %g s and is given up",
+                scope["method"],
+                scope["path"].encode(),
+                self.reader_timeout_s,
+            )
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: "_Answer") -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
             if scope["path"] not in OPEN_PATHS:
@@ -94,13 +109,13 @@ class Guard:
             await self.app(scope, body.receive, sending)
         except Exception:
             # What has begun can only break off; the message is no caller's.
-            if answer.has_begun:
+            if send.has_begun:
                 raise
             if body.fault is None:
                 logger.exception("%s %s failed", scope["method"], scope["path"].encode())
             await error_response(body.fault or BUG)(scope, receive, send)
             return
-        if body.fault is not None and not answer.has_begun:
+        if body.fault is not None and not send.has_begun:
             await error_response(body.fault)(scope, receive, send)
 
     def _told(self) -> list[tuple[bytes, bytes]]:
@@ -136,17 +151,25 @@ class Guard:
 
 
 class _Answer:
-    """Sends an answer with the headers of every one."""
+    """Sends an answer with the headers of every one, a piece of it within a time."""
 
-    def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self._send, self._headers = send, headers
-        self.has_begun = False
+    def __init__(
+        self, send: Send, headers: Sequence[tuple[bytes, bytes]], timeout_s: float
+    ) -> None:
+        self._send, self._headers, self._timeout_s = send, headers, timeout_s
+        self.has_begun = self.is_unread = False
 
     async def __call__(self, message: Message) -> None:
+        """Sends a piece; raises TimeoutError when it is not read in time."""
         if message["type"] == "http.response.start":
             self.has_begun = True
             message["headers"] = [*message["headers"], *self._headers]
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            self.is_unread = True
+            raise
 
 
 class _Body:

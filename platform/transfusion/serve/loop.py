@@ -7,7 +7,7 @@ process of the engine's own.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +25,7 @@ from transfusion.sample.jobs import Listener
 from transfusion.sample.rows import Request
 from transfusion.serve.metrics import Metrics
 
-Events = AsyncIterator[tuple[int, Event]]
+Events = AsyncGenerator[tuple[int, Event], None]
 """(number of the request, what came of it), until all have ended or one has failed."""
 
 

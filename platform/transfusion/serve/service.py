@@ -4,7 +4,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from transfusion.errors import SpecError
 from transfusion.package.load import load_parts
 from transfusion.sample.engine import Engine
-from transfusion.sample.events import Ended, Event, ImageDrawn, ImagePreview
+from transfusion.sample.events import Ended, ImageDrawn, ImagePreview
 from transfusion.sample.memory import keep_freed_memory
 from transfusion.sample.params import MAX_SEED, SamplingParams, params_with
 from transfusion.sample.reading import ImagePart
@@ -23,7 +23,7 @@ from transfusion.serve.config import EndpointConfig
 from transfusion.serve.deadline import Deadline
 from transfusion.serve.decoder import Decoder
 from transfusion.serve.errors import ApiError
-from transfusion.serve.loop import EngineGoneError, EngineLoop, QueueFullError, Runner
+from transfusion.serve.loop import EngineGoneError, EngineLoop, Events, QueueFullError, Runner
 from transfusion.serve.messages import EngineArgs
 from transfusion.serve.metrics import Metrics
 from transfusion.serve.process import EngineProcess
@@ -236,10 +236,8 @@ class Service:
             for decoding in images.values():
                 decoding.cancel()
 
-    async def events(
-        self, requests: Sequence[Request], deadline: Deadline | None = None
-    ) -> AsyncIterator[tuple[int, Event]]:
-        """What comes of a caller's requests, as it comes; whoever stops reading gives them up.
+    async def events(self, requests: Sequence[Request], deadline: Deadline | None = None) -> Events:
+        """What comes of a caller's requests, as it comes; whoever stops reading and closes it gives them up.
 
         Raises:
             ApiError: The server is full (429), takes too long (408), or its engine has died (503).

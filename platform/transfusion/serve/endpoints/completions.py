@@ -1,6 +1,7 @@
 """`POST /v1/completions`: text behind text; with `echo` and `logprobs`, what the model thinks of a text."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -103,13 +104,14 @@ class _Answer:
         for index in range(len(self.requests)):
             if before := self._before(index):
                 yield self.head | _delta(index, before)
-        async for index, event in self.service.events(self.requests, deadline):
-            if isinstance(event, TextWritten):
-                yield self.head | _delta(index, event.text)
-            elif isinstance(event, Ended):
-                read += event.result.prompt_length if index % self.count == 0 else 0
-                written += event.result.num_tokens
-                yield self.head | _delta(index, "", event.result.finish_reason)
+        async with aclosing(self.service.events(self.requests, deadline)) as events:
+            async for index, event in events:
+                if isinstance(event, TextWritten):
+                    yield self.head | _delta(index, event.text)
+                elif isinstance(event, Ended):
+                    read += event.result.prompt_length if index % self.count == 0 else 0
+                    written += event.result.num_tokens
+                    yield self.head | _delta(index, "", event.result.finish_reason)
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield self.head | {"choices": [], "usage": usage(read, written)}
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -130,16 +131,17 @@ async def _draw(
 async def _chunks(events: Events, service: Service, kind: str, about: dict[str, Any]) -> Chunks:
     """`partial_image` events on the way, `completed` at the end of each."""
     count = 0
-    async for _, event in events:
-        if isinstance(event, ImagePreview) and event.step < event.num_steps:
-            picture = to_png(await service.pixels(event))
-            yield about | {
-                "type": f"{kind}.partial_image", "b64_json": picture, "partial_image_index": count,
-            }  # fmt: skip
-            count += 1
-        elif isinstance(event, ImageDrawn):
-            picture = to_png(await service.pixels(event))
-            yield about | {"type": f"{kind}.completed", "b64_json": picture}
+    async with aclosing(events):
+        async for _, event in events:
+            if isinstance(event, ImagePreview) and event.step < event.num_steps:
+                picture = to_png(await service.pixels(event))
+                yield about | {
+                    "type": f"{kind}.partial_image", "b64_json": picture, "partial_image_index": count,
+                }  # fmt: skip
+                count += 1
+            elif isinstance(event, ImageDrawn):
+                picture = to_png(await service.pixels(event))
+                yield about | {"type": f"{kind}.completed", "b64_json": picture}
 
 
 async def _check_names(form: Request, known: set[str]) -> None:
