@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.serve.serving import until
 from tests.tiny import tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
@@ -22,6 +23,7 @@ from transfusion.serve.config import EndpointConfig
 from transfusion.serve.errors import ApiError
 from transfusion.serve.guards import Guard, key_digests
 from transfusion.serve.http import make_app
+from transfusion.serve.loop import MAX_FAILED_STEPS
 from transfusion.serve.service import Service
 
 IMAGES, COMPLETIONS, CHAT = "/v1/images/generations", "/v1/completions", "/v1/chat/completions"
@@ -198,6 +200,35 @@ def test_a_bug_is_no_story_for_the_caller(sampler: Sampler, monkeypatch) -> None
         assert answer.headers["x-model-digest"] == sampler.package.digest
         assert answer.headers["x-request-id"]
     assert client.post(IMAGES, json={"prompt": "x"}).status_code == 200
+
+
+def test_an_engine_that_fails_step_after_step_is_unwell_until_one_succeeds(
+    sampler: Sampler, monkeypatch
+) -> None:
+    service = Service(sampler, EndpointConfig())
+    client = TestClient(make_app(service), raise_server_exceptions=False)
+
+    def is_well() -> bool:
+        return client.get("/health").status_code == 200
+
+    def drawn() -> int:
+        return client.post(IMAGES, json={"prompt": "x"}).status_code
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.loop.runner.engine, "_advance_images", lambda *_, **__: 1 / 0)
+        for _ in range(MAX_FAILED_STEPS - 1):
+            assert drawn() == 500
+        assert is_well()
+        assert drawn() == 500
+        until(lambda: not is_well())
+        told = client.get("/health").json()["error"]["message"]
+        assert "3 steps of the engine have failed" in told
+        with pytest.raises(RuntimeError, match="3 steps of the engine have failed"):
+            service.loop.check(step_timeout_s=60.0)
+    assert drawn() == 200
+    assert is_well()
+    service.loop.check(step_timeout_s=60.0)
+    service.close()
 
 
 def test_keys_are_asked_for_where_there_are_keys(sampler: Sampler, monkeypatch) -> None:

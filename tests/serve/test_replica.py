@@ -21,6 +21,8 @@ from transfusion.package.load import load_package
 from transfusion.sample.engine import Engine
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.guards import KEYS
+from transfusion.serve.loop import Step
+from transfusion.serve.messages import Stepped
 from transfusion.serve.process import EngineProcess
 from transfusion.serve.replica import Replica, ReplicaConfig
 from transfusion.serve.service import Service
@@ -187,12 +189,26 @@ def test_every_path_that_is_none_is_told_in_the_shape_of_errors(tmp_path: Path) 
     asyncio.run(scene())
 
 
-def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path) -> None:
+def is_well(replica: Replica) -> bool:
+    try:
+        replica.check()
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_a_replica_whose_engine_fails_or_hangs_is_unwell_until_it_goes_on(tmp_path: Path) -> None:
+    failed = Step(seconds=0.1, rows=1, positions=1, has_failed=True)
+
     async def scene() -> None:
         replica = Replica(ENDPOINT)
         replica.check()
         await replica.take(ReplicaConfig(model=str(package(tmp_path))))
         engine = engine_of(replica)
+        for step in (failed, failed, None, failed, None):
+            engine._hear(Stepped([], step))
+        with pytest.raises(RuntimeError, match="3 steps of the engine have failed"):
+            replica.check()
         os.kill(engine.pid, signal.SIGSTOP)
         async with caller(replica) as client:
             drawing = asyncio.create_task(draw(client))
@@ -201,7 +217,7 @@ def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path)
                 replica.check()
             os.kill(engine.pid, signal.SIGCONT)
             await drawing
-            replica.check()
+            await asyncio.to_thread(until, lambda: is_well(replica))
             # Nor does it help that those who asked have gone.
             os.kill(engine.pid, signal.SIGSTOP)
             gone = asyncio.create_task(draw(client))
@@ -231,6 +247,7 @@ def test_a_request_whose_engine_is_killed_fails_at_once_and_the_replica_is_unwel
             later = await client.post("/v1/images/generations", json=DRAW)
             assert later.status_code == 503
             assert later.headers["retry-after"]
+            assert (await client.get("/health")).status_code == 503
         with pytest.raises(RuntimeError, match="the engine has died"):
             replica.check()
         replica.service.close()
