@@ -16,12 +16,13 @@ from starlette.testclient import TestClient
 
 from tests.serve.serving import until
 from tests.tiny import tiny_package
+from transfusion.errors import SpecError
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.errors import ApiError
-from transfusion.serve.guards import Guard, key_digests
+from transfusion.serve.guards import KEYS, Guard, key_digests
 from transfusion.serve.http import make_app
 from transfusion.serve.loop import MAX_FAILED_STEPS
 from transfusion.serve.service import Service
@@ -245,6 +246,25 @@ def test_keys_are_asked_for_where_there_are_keys(sampler: Sampler, monkeypatch) 
     ]:
         assert client.get("/v1/models", headers=header).status_code == status
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("value", ["", ",", "  ", " , \n", "canary one", "one,canary\ntwo"])
+def test_a_variable_that_is_set_and_holds_no_key_opens_no_server(monkeypatch, value) -> None:
+    monkeypatch.setenv(KEYS, value)
+    with pytest.raises(SpecError, match=r"TRANSFUSION_API_KEYS: must .*unset") as refused:
+        key_digests()
+    assert "canary" not in str(refused.value)
+
+
+def test_keys_may_have_blanks_around_them_and_without_the_variable_there_are_none(
+    monkeypatch,
+) -> None:
+    monkeypatch.setenv(KEYS, "one")
+    (digest,) = key_digests()
+    monkeypatch.setenv(KEYS, " one\n,")
+    assert key_digests() == (digest,)
+    monkeypatch.delenv(KEYS)
+    assert key_digests() == ()
 
 
 def run_guarded(messages, *, headers=(), max_body_bytes=100, body_timeout_s=5.0):

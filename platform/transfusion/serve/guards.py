@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from transfusion.errors import SpecError
 from transfusion.serve.errors import BUG, ApiError, error_response
 
 logger = logging.getLogger("transfusion.serve")
@@ -32,9 +33,23 @@ Refusal = Callable[[], ApiError | None]
 
 
 def key_digests() -> tuple[str, ...]:
-    """sha256 of each key in the environment: keys themselves go into no argument and no log."""
-    keys = [key.strip() for key in os.environ.get(KEYS, "").split(",")]
-    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys if key)
+    """sha256 of each key in the environment: keys themselves go into no argument and no log.
+
+    Raises:
+        SpecError: The variable is set and holds no key, or one with blanks in it; a secret that came
+            empty must not open the server.
+    """
+    given = os.environ.get(KEYS)
+    if given is None:
+        return ()
+    keys = [key for part in given.split(",") if (key := part.strip())]
+    if not keys or any(len(key.split()) > 1 for key in keys):
+        raise SpecError(
+            f"{KEYS}: must hold at least one key, keys separated by commas and none with blanks in it, got "
+            f"{'one with blanks' if keys else 'none'}; set the keys, or unset it to let everybody "
+            "ask who reaches the port"
+        )
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
 
 
 class Guard:
