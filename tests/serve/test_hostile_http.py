@@ -22,6 +22,7 @@ from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.endpoints.tokens import MAX_CHARS
 from transfusion.serve.guards import KEYS, key_digests
 from transfusion.serve.http import make_app
 from transfusion.serve.service import Service
@@ -268,6 +269,38 @@ def test_the_server_answers_while_an_upload_is_read(service, client, monkeypatch
     thread.join(60)
     assert order == ["health", "released"]
     assert answers[0].status_code == 200
+
+
+def test_what_cannot_fit_is_refused_before_it_is_cut_into_tokens(
+    service, client, monkeypatch
+) -> None:
+    tokenizer = service.processor.package.tokenizer
+    longest = tokenizer.max_piece_chars * service.package.sequence_length
+    encoded: list[str] = []
+    monkeypatch.setattr(
+        type(tokenizer), "encode", lambda _, text: encoded.append(text) or np.zeros(9, np.int32)
+    )
+    long, fits = "x" * (longest + 1), "x" * longest
+    for path, body, param in [
+        (IMAGES, {"prompt": long}, "prompt"),
+        (IMAGES, {"prompt": "x", "negative_prompt": long}, "negative_prompt"),
+        (COMPLETIONS, {"prompt": ["x", long]}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": one} for one in (fits, "x")]}, "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": "x"}], "negative_prompt": long},
+         "negative_prompt"),
+        ("/tokenize", {"prompt": "x" * (MAX_CHARS + 1)}, "prompt"),
+    ]:  # fmt: skip
+        answer = client.post(path, json=body)
+        refused(answer, param)
+        most = MAX_CHARS if path == "/tokenize" else longest
+        assert f"must be at most {most}" in answer.json()["error"]["message"]
+    for fields in ({"prompt": long}, {"prompt": "x", "negative_prompt": long}):
+        answer = client.post(EDITS, files={"image": ("a.png", png())}, data=fields)
+        refused(answer, "negative_prompt" if "negative_prompt" in fields else "prompt")
+    refused(client.post("/detokenize", json={"tokens": [5] * (MAX_CHARS + 1)}), "tokens")
+    assert max(map(len, encoded), default=0) <= 1
+    assert client.post("/tokenize", json={"prompt": fits}).status_code == 200
+    assert encoded[-1] == fits
 
 
 def test_a_key_and_a_refused_prompt_are_found_in_no_log_answer_metric_file_or_argument(

@@ -27,6 +27,7 @@ from transfusion.serve.loop import EngineGoneError, EngineLoop, Events, QueueFul
 from transfusion.serve.messages import EngineArgs
 from transfusion.serve.metrics import Metrics
 from transfusion.serve.process import EngineProcess
+from transfusion.serve.prompts import check_length, check_unicode
 from transfusion.serve.start import StartClock
 from transfusion.serve.stepping import ThreadRunner
 
@@ -153,6 +154,8 @@ class Service:
         if len(texts) == len(segments) and not "".join(texts).strip():
             raise ApiError(400, f"{param}: must not be empty", param=param)
         check_unicode([*texts, negative_prompt or ""], param)
+        self.check_fits(texts, param)
+        self.check_fits([negative_prompt or ""], "negative_prompt")
         first = self.processor.request(segments, each[0], negative_prompt=negative_prompt or "")
         requests = [Request(first.prompt, one, first.negative_prompt) for one in each]
         for request in requests:
@@ -163,6 +166,15 @@ class Service:
                     400, f"{param}: {error}", param=param, code="context_length_exceeded"
                 ) from error
         return requests
+
+    def check_fits(self, texts: Sequence[str], param: str) -> None:
+        """Raises ApiError for what cannot fit, before it is cut into tokens: megabytes take seconds."""
+        context = self.package.sequence_length
+        longest = self.processor.package.tokenizer.max_piece_chars
+        check_length(
+            sum(map(len, texts)), context * longest, param,
+            f"the model's context has {context} tokens, of {longest} characters at most",
+        )  # fmt: skip
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError when a caller names another model than this."""
@@ -275,24 +287,6 @@ class Service:
         self.decoder.close()
         # FastAPI remembers endpoints, and they this: what is heavy must not be held by it.
         del self.loop, self.decoder, self.processor
-
-
-def check_unicode(texts: Sequence[str], param: str) -> None:
-    """Raises ApiError for what JSON can spell and UTF-8 cannot."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise ApiError(
-            400, f"{param}: is not valid Unicode (a lone surrogate)", param=param
-        ) from error
-
-
-def check_token_ids(ids: Sequence[int], num_pieces: int, *, param: str) -> None:
-    """Raises ApiError for what stands for no text: special tokens are placed by us."""
-    if not ids or not all(0 <= one < num_pieces for one in ids):
-        raise ApiError(
-            400, f"{param}: must be token ids from 0 to {num_pieces - 1}, at least one", param=param
-        )
 
 
 def seeds_from(seed: int | None, count: int) -> list[int]:

@@ -13,8 +13,9 @@ from transfusion.sample.sampler import Sample
 from transfusion.serve.asking import params_of
 from transfusion.serve.deadline import AskedTimeout, Deadline
 from transfusion.serve.errors import ApiError
+from transfusion.serve.prompts import check_token_ids
 from transfusion.serve.schema import CompletionRequest
-from transfusion.serve.service import Service, check_token_ids, usage
+from transfusion.serve.service import Service, usage
 from transfusion.serve.streaming import STREAM, Chunks, head, stream
 
 DEFAULT_TOKENS = 16
@@ -165,16 +166,13 @@ def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
 def _check_context(prompts: Sequence[Prompt], max_tokens: int, service: Service) -> None:
     context = service.package.sequence_length
     for prompt in prompts:
-        # Bytes bound tokens from above only with byte fallback; the exact count is worth its time.
-        is_short = len(prompt) <= 32 * context
-        if is_short:
-            length = (
-                service.processor.num_positions(prompt)
-                if isinstance(prompt, str)
-                else len(prompt) + 1
-            )
-            if length + max_tokens <= context:
-                continue
+        if isinstance(prompt, str):
+            service.check_fits([prompt], "prompt")
+            length = service.processor.num_positions(prompt)
+        else:
+            length = len(prompt) + 1
+        if length + max_tokens <= context:
+            continue
         raise ApiError(
             400,
             f"prompt: with max_tokens {max_tokens} it takes more than the model's context of "
