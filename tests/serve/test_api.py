@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transfusion.sample.reading import TextPart
 from transfusion.sample.sampler import Sampler
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.http import make_app
+from transfusion.serve.loop import QueueFullError
 from transfusion.serve.service import Service
 
 IMAGES, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -85,6 +87,34 @@ def test_streamed_text_is_the_text_and_ends_with_the_usage(client: TestClient) -
         assert "".join(one["text"] for one in mine) == choice["text"]
         assert mine[-1]["finish_reason"] == choice["finish_reason"]
     assert len(chunks) > 4
+
+
+def test_a_server_that_is_full_says_so_before_it_echoes(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(sampler, EndpointConfig())
+
+    @asynccontextmanager
+    async def full(_: object) -> AsyncIterator[None]:
+        raise QueueFullError
+        yield
+
+    monkeypatch.setattr(service.loop, "ask", full)
+    body = {"prompt": "a red", "stream": True, "echo": True}
+    answer = TestClient(make_app(service)).post(COMPLETIONS, json=body)
+    assert answer.status_code == 429, answer.text
+    service.close()
+
+
+def test_a_streamed_echo_stands_before_each_sample(client: TestClient) -> None:
+    body = {"prompt": ["a red", "blue"], "n": 2, "echo": True, "temperature": 0}
+    for max_tokens in (0, 5):
+        asked = body | {"max_tokens": max_tokens}
+        whole = client.post(COMPLETIONS, json=asked).json()
+        chunks = [chunk["choices"][0] for chunk in events(client, COMPLETIONS, asked)]
+        for choice in whole["choices"]:
+            mine = [one["text"] for one in chunks if one["index"] == choice["index"]]
+            assert "".join(mine) == choice["text"]
 
 
 def test_a_fault_before_the_first_word_is_an_error_and_no_stream(client: TestClient) -> None:

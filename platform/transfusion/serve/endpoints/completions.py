@@ -100,19 +100,18 @@ class _Answer:
         return self.head | {"choices": choices, "usage": usage(read, written)}
 
     async def chunks(self, deadline: Deadline) -> Chunks:
-        """A piece at a time."""
+        """A piece at a time; what is echoed comes with a sample's first, so that the engine is asked before it."""
         read = written = 0
-        for index in range(len(self.requests)):
-            if before := self._before(index):
-                yield self.head | _delta(index, before)
+        echoes = {index: self._before(index) for index in range(len(self.requests))}
         async with aclosing(self.service.events(self.requests, deadline)) as events:
             async for index, event in events:
                 if isinstance(event, TextWritten):
-                    yield self.head | _delta(index, event.text)
+                    yield self.head | _delta(index, echoes.pop(index, "") + event.text)
                 elif isinstance(event, Ended):
                     read += event.result.prompt_length if index % self.count == 0 else 0
                     written += event.result.num_tokens
-                    yield self.head | _delta(index, "", event.result.finish_reason)
+                    reason = event.result.finish_reason
+                    yield self.head | _delta(index, echoes.pop(index, ""), reason)
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield self.head | {"choices": [], "usage": usage(read, written)}
 
