@@ -117,6 +117,43 @@ def test_a_streamed_echo_stands_before_each_sample(client: TestClient) -> None:
             assert "".join(mine) == choice["text"]
 
 
+@pytest.mark.parametrize(
+    "more", [{}, {"echo": True}, {"stop": ["e"]}, {"max_tokens": 0, "echo": True}]
+)
+def test_streamed_logprobs_are_those_of_the_whole_answer_piece_by_piece(
+    client: TestClient, more: dict
+) -> None:
+    body = {"prompt": ["a red", "blue"], "max_tokens": 12, "seed": 4, "n": 2, "logprobs": 2}
+    whole = client.post(COMPLETIONS, json=body | more).json()
+    chunks = [chunk["choices"][0] for chunk in events(client, COMPLETIONS, body | more)]
+    for choice in whole["choices"]:
+        mine = [one["logprobs"] for one in chunks if one["index"] == choice["index"]]
+        told = [one for one in mine if one is not None]
+        assert len(told) > 1 or more.get("max_tokens") == 0 or more.get("stop")
+        for name in ("tokens", "text_offset"):
+            assert [v for one in told for v in one[name]] == choice["logprobs"][name]
+        for name in ("token_logprobs", "top_logprobs"):
+            values = [v for one in told for v in one[name]]
+            for one, other in zip(values, choice["logprobs"][name], strict=True):
+                assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (IMAGES, {"prompt": "a", "partial_images": 2}, "partial_images"),
+        (IMAGES, {"prompt": "a", "partial_images": 2, "stream": False}, "partial_images"),
+        (CHAT, {"messages": [user("a")], "previews": 2}, "previews"),
+    ],
+)
+def test_what_comes_in_a_stream_only_is_refused_without_one(client, path, body, param) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert "stream" in answer.json()["error"]["message"]
+    assert client.post(path, json=body | {param: 0}).status_code == 200
+
+
 def test_a_fault_before_the_first_word_is_an_error_and_no_stream(client: TestClient) -> None:
     answer = client.post(COMPLETIONS, json={"prompt": " ", "stream": True})
     assert answer.status_code == 400

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -13,6 +14,7 @@ from transfusion.sample.sampler import Sample
 from transfusion.serve.asking import params_of
 from transfusion.serve.deadline import AskedTimeout, Deadline
 from transfusion.serve.errors import ApiError
+from transfusion.serve.logprobs import Logprobs
 from transfusion.serve.prompts import check_token_ids
 from transfusion.serve.schema import CompletionRequest
 from transfusion.serve.service import Service, usage
@@ -99,45 +101,54 @@ class _Answer:
         written = sum(sample.completion_tokens for sample in samples)
         return self.head | {"choices": choices, "usage": usage(read, written)}
 
+    def _logprobs(self, sample: Sample) -> dict[str, Any] | None:
+        """Of an echoed prompt too, BOS left out: the first is said behind BOS."""
+        if self.body.logprobs is None:
+            return None
+        return Logprobs(self._text).of([*sample.prompt_scores[1:], *sample.scores])
+
     async def chunks(self, deadline: Deadline) -> Chunks:
         """A piece at a time; what is echoed comes with a sample's first, so that the engine is asked before it."""
         read = written = 0
-        echoes = {index: self._before(index) for index in range(len(self.requests))}
+        told = [
+            _Told(self._before(index), Logprobs(self._text))
+            for index, _ in enumerate(self.requests)
+        ]
+
+        def chunk(
+            index: int, text: str, scores: Sequence[TokenScore], reason: str | None = None
+        ) -> dict[str, Any]:
+            before, told[index].before = told[index].before, ""
+            choice = {
+                "index": index,
+                "text": before + text,
+                "finish_reason": reason,
+                "logprobs": told[index].logprobs.of(scores) if scores else None,
+            }
+            return self.head | {"choices": [choice]}
+
         async with aclosing(self.service.events(self.requests, deadline)) as events:
             async for index, event in events:
                 if isinstance(event, TextWritten):
-                    yield self.head | _delta(index, echoes.pop(index, "") + event.text)
+                    yield chunk(index, event.text, event.scores)
                 elif isinstance(event, Ended):
-                    read += event.result.prompt_length if index % self.count == 0 else 0
-                    written += event.result.num_tokens
-                    reason = event.result.finish_reason
-                    yield self.head | _delta(index, echoes.pop(index, ""), reason)
+                    result = event.result
+                    read += result.prompt_length if index % self.count == 0 else 0
+                    written += result.num_tokens
+                    # Of tokens that come with no text of their own, like those cut off by a stop.
+                    rest = result.all_scores[told[index].logprobs.count :]
+                    yield chunk(index, "", rest, result.finish_reason)
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield self.head | {"choices": [], "usage": usage(read, written)}
 
-    def _logprobs(self, sample: Sample) -> dict[str, Any] | None:
-        """Parallel lists over tokens; of an echoed prompt too, BOS left out: the first is said behind BOS."""
-        if self.body.logprobs is None:
-            return None
-        scores: list[TokenScore] = [*sample.prompt_scores[1:], *sample.scores]
-        tokens = [self._spelled([score.token]) for score in scores]
-        offsets, at = [], 0
-        for token in tokens:
-            offsets.append(at)
-            at += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [score.logprob for score in scores],
-            "top_logprobs": [
-                {self._spelled([token]): logprob for token, logprob in reversed(score.top)}
-                for score in scores
-            ],
-            "text_offset": offsets,
-        }
 
-    def _spelled(self, ids: Sequence[int]) -> str:
-        """A token as a string that tells it from every other: ids that spell nothing are named."""
-        return self._text(ids) or f"<token {ids[0]}>"
+@dataclass(slots=True)
+class _Told:
+    """What a stream has told of a sample."""
+
+    before: str
+    """To be echoed still."""
+    logprobs: Logprobs
 
 
 def _num_prompts(body: CompletionRequest) -> int:
@@ -179,8 +190,3 @@ def _check_context(prompts: Sequence[Prompt], max_tokens: int, service: Service)
             param="prompt",
             code="context_length_exceeded",
         )
-
-
-def _delta(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
-    choice = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
-    return {"choices": [choice]}
