@@ -243,6 +243,17 @@ def test_pictures_stream_with_previews_and_then_whole(client: TestClient) -> Non
     assert np.abs(off).max() <= 1
 
 
+def test_pictures_that_stream_together_are_told_apart(client: TestClient) -> None:
+    body = {"prompt": "a red circle", "seed": 3, "n": 2}
+    whole = client.post(IMAGES, json=body).json()["data"]
+    told = events(client, IMAGES, body | {"partial_images": 2})
+    for index, one in enumerate(whole):
+        mine = [event for event in told if event["index"] == index]
+        assert [event.get("partial_image_index") for event in mine] == [0, 1, None]
+        off = picture(mine[-1]["b64_json"]).astype(int) - picture(one["b64_json"]).astype(int)
+        assert np.abs(off).max() <= 1
+
+
 def test_a_picture_is_edited_by_what_was_uploaded(client: TestClient) -> None:
     rng = np.random.default_rng(1)
     first, second = (rng.integers(0, 255, (20, 30, 3), dtype=np.uint8) for _ in range(2))

@@ -19,7 +19,8 @@ Chunks = AsyncGenerator[Mapping[str, Any], None]
 
 _EVENT = {
     "type": "object",
-    "description": "One of the events: `data` is JSON, or [DONE] at the end",
+    "description": "One of the events: `data` is JSON, or [DONE] at the end. `index` says of which sample it is: "
+    "within `choices`, or beside `type` where pictures are all that comes.",
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
     "required": ["data"],
 }

@@ -1,6 +1,7 @@
 """`POST /v1/images/generations` and `POST /v1/images/edits`: pictures of a prompt, or of both."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Annotated, Any
@@ -129,19 +130,20 @@ async def _draw(
 
 
 async def _chunks(events: Events, service: Service, kind: str, about: dict[str, Any]) -> Chunks:
-    """`partial_image` events on the way, `completed` at the end of each."""
-    count = 0
+    """`partial_image` events on the way, `completed` at the end of each; `index` says of which picture."""
+    counts: Counter[int] = Counter()
     async with aclosing(events):
-        async for _, event in events:
+        async for index, event in events:
             if isinstance(event, ImagePreview) and event.step < event.num_steps:
                 picture = to_png(await service.pixels(event))
                 yield about | {
-                    "type": f"{kind}.partial_image", "b64_json": picture, "partial_image_index": count,
+                    "type": f"{kind}.partial_image", "b64_json": picture, "index": index,
+                    "partial_image_index": counts[index],
                 }  # fmt: skip
-                count += 1
+                counts[index] += 1
             elif isinstance(event, ImageDrawn):
                 picture = to_png(await service.pixels(event))
-                yield about | {"type": f"{kind}.completed", "b64_json": picture}
+                yield about | {"type": f"{kind}.completed", "b64_json": picture, "index": index}
 
 
 async def _check_names(form: Request, known: set[str]) -> None:
