@@ -272,6 +272,53 @@ def test_a_picture_is_edited_by_what_was_uploaded(client: TestClient) -> None:
     assert (edited(first) != edited(first, image_guidance_scale="8")).any()
 
 
+def test_an_edit_takes_what_a_drawing_does_and_streams(client: TestClient) -> None:
+    upload = {"image": ("a.png", png(np.full((16, 16, 3), 200, np.uint8)))}
+    form = {"prompt": "make it blue", "seed": "1", "n": "2"}
+
+    def edited(**fields) -> list[dict]:
+        answer = client.post(EDITS, files=upload, data=form | fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    whole, interval = edited(solver="unipc"), edited(guidance_interval="0.1, 0.5")
+    assert whole != interval != edited()
+    assert interval == edited(guidance_interval=["0.1", "0.5"])
+    assert interval == edited(**{"guidance_interval[]": ["0.1", "0.5"]})
+
+    answer = client.post(
+        EDITS,
+        files=upload,
+        data=form | {"solver": "unipc", "stream": "true", "partial_images": "1"},
+    )
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
+    told = [json.loads(line.removeprefix("data: ")) for line in lines]
+    for index, one in enumerate(whole):
+        mine = [event for event in told if event["index"] == index]
+        assert [event["type"] for event in mine] == [
+            "image_edit.partial_image",
+            "image_edit.completed",
+        ]
+        off = picture(mine[-1]["b64_json"]).astype(int) - picture(one["b64_json"]).astype(int)
+        assert np.abs(off).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guidance_interval", "0.1"), ("guidance_interval", "0.9,0.1"), ("guidance_interval", "a,b"),
+        ("guidance_interval", "nan,1"), ("guidance_interval", ""), ("solver", "euler"),
+        ("stream", "perhaps"), ("partial_images", "2"), ("partial_images", "two"),
+    ],
+)  # fmt: skip
+def test_a_field_of_an_edit_that_is_wrong_is_named(client: TestClient, field, value) -> None:
+    upload = {"image": ("a.png", png(np.zeros((16, 16, 3), np.uint8)))}
+    answer = client.post(EDITS, files=upload, data={"prompt": "x", field: value})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == field
+
+
 @pytest.mark.parametrize(
     ("files", "data", "param"),
     [
