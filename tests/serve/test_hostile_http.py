@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.serve.serving import until
 from tests.tiny import QUICK, tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
@@ -237,8 +237,7 @@ def test_a_deadline_is_only_shortened_and_ends_the_work_within_a_step(
         assert told in answer.json()["error"]["message"]
         steps = engine.counts.steps
         go.set()
-        while engine.num_active or engine.num_waiting:
-            time.sleep(0.01)
+        until(lambda: not (engine.num_active or engine.num_waiting))
         assert engine.counts.steps <= steps + 1
         assert engine.counts.images == 0
         assert engine.pages.num_free == engine.pages.num_pages

@@ -363,9 +363,8 @@ def image_request(sampler: Sampler, steps: int = 10):
 
 async def under_way(service: Service, num_active: int = 1, num_waiting: int = 0) -> None:
     """Until so many requests have a place in the engine, and so many wait."""
-    engine = service.loop.runner.engine
-    while (engine.num_active, engine.num_waiting) != (num_active, num_waiting):
-        await asyncio.sleep(0.01)
+    engine, wanted = service.loop.runner.engine, (num_active, num_waiting)
+    await asyncio.to_thread(until, lambda: (engine.num_active, engine.num_waiting) == wanted)
 
 
 def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
@@ -382,7 +381,7 @@ def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
         assert short.images[0].shape == (16, 16, 3)
         await long
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     counts = service.loop.runner.engine.counts
     assert counts.steps < 50 < counts.rows + 10
     service.close()
@@ -427,7 +426,7 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
         go.set()
         assert len(await service.ask([request])) == 1
 
-    asyncio.run(asyncio.wait_for(scenario(), 20))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     assert service.loop.runner.engine.counts.images == 1
     service.close()
 
@@ -456,25 +455,32 @@ def test_callers_who_come_at_once_have_the_engines_places_and_the_queues(
 def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away(
     sampler: Sampler, monkeypatch
 ) -> None:
-    config = EndpointConfig(request_timeout_s=0.2, max_queued_samples=1, max_batch_size=1)
-    service = Service(sampler, config)
-    slowed(service, monkeypatch)
-    with TestClient(make_app(service), raise_server_exceptions=False) as client:
-        answers = []
+    service = Service(sampler, EndpointConfig(max_queued_samples=1, max_batch_size=1))
+    go = slowed(service, monkeypatch, pause_s=0.1)
 
-        def ask() -> None:
-            answers.append(client.post(IMAGES, json={"prompt": "x"}))
+    async def scenario() -> None:
+        request = image_request(sampler, steps=250)
+        first = asyncio.create_task(service.ask([request]))
+        await under_way(service)
+        second = asyncio.create_task(service.ask([request]))
+        await under_way(service, num_waiting=1)
+        transport = httpx.ASGITransport(app=make_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            refused = await client.post(IMAGES, json={"prompt": "x"})
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) > 0
+            second.cancel()
+            await under_way(service)
+            # The first has the only place for as long as this one waits.
+            headers = {"x-timeout-seconds": "0.2"}
+            late = await client.post(IMAGES, json={"prompt": "x"}, headers=headers)
+            assert late.status_code == 408
+            assert (await client.get("/health")).status_code == 200
+        first.cancel()
+        go.set()
+        await under_way(service, num_active=0)
 
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        statuses = sorted(answer.status_code for answer in answers)
-        assert set(statuses) == {408, 429}
-        refused = next(answer for answer in answers if answer.status_code == 429)
-        assert int(refused.headers["retry-after"]) > 0
-        assert client.get("/health").status_code == 200
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     assert service.loop.runner.engine.counts.images == 0
     service.close()
 
