@@ -14,15 +14,16 @@ import httpx
 import pytest
 
 from tests.serve.serving import until
-from tests.tiny import tiny_package
+from tests.tiny import tiny_model, tiny_package
 from transfusion.errors import ArtifactError
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.engine import Engine
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.engine_process import make_engine
 from transfusion.serve.guards import KEYS
 from transfusion.serve.loop import Step
-from transfusion.serve.messages import Stepped
+from transfusion.serve.messages import EngineArgs, Stepped
 from transfusion.serve.process import EngineProcess
 from transfusion.serve.replica import Replica, ReplicaConfig
 from transfusion.serve.service import Service
@@ -79,8 +80,7 @@ def test_what_is_under_way_ends_on_its_model_and_what_comes_next_is_answered_by_
             alone = await draw(client)
             engine, parts = engine_of(replica), weakref.ref(service.processor)
             under_way = asyncio.create_task(draw(client))
-            while not engine.step_age_s:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(until, lambda: engine.step_age_s > 0)
             # It waits while the other is loaded.
             os.kill(engine.pid, signal.SIGSTOP)
             await replica.take(ReplicaConfig(model=str(new)))
@@ -240,8 +240,7 @@ def test_a_request_whose_engine_is_killed_fails_at_once_and_the_replica_is_unwel
         engine = engine_of(replica)
         async with caller(replica) as client:
             drawing = asyncio.create_task(client.post("/v1/images/generations", json=DRAW))
-            while not engine.step_age_s:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(until, lambda: engine.step_age_s > 0)
             os.kill(engine.pid, signal.SIGKILL)
             assert (await drawing).status_code == 503
             later = await client.post("/v1/images/generations", json=DRAW)
@@ -253,6 +252,42 @@ def test_a_request_whose_engine_is_killed_fails_at_once_and_the_replica_is_unwel
         replica.service.close()
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_that_is_to_be_compiled_is_so_before_its_engine_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    from transfusion.serve import engine_process
+
+    done: list[object] = []
+    monkeypatch.setattr(engine_process, "compile_rows", lambda _, mode: done.append(mode))
+    monkeypatch.setattr(
+        engine_process, "compile_ahead", lambda _, max_positions: done.append(max_positions)
+    )
+    loaded = load_package(package(tmp_path))
+    for is_compiled in (False, True):
+        args = EngineArgs(
+            folder=tmp_path, weights="ema", device=device, precision="fp32", max_rows=2, threads=1,
+            is_compiled=is_compiled,
+        )  # fmt: skip
+        engine = make_engine(loaded.model, loaded.config, loaded.tokenizer, args)
+        assert engine.is_in_buckets == is_compiled
+        assert bool(done) == is_compiled
+    mode, max_positions = done
+    assert mode == ("reduce-overhead" if device == "cuda" else None)
+    assert max_positions >= engine.max_step_positions
+
+
+def test_a_model_that_cannot_be_compiled_is_refused_by_its_engine(tmp_path: Path) -> None:
+    loaded = load_package(package(tmp_path))
+    args = EngineArgs(
+        folder=tmp_path, weights="ema", device="cpu", precision="fp32", max_rows=2, threads=1,
+        is_compiled=True,
+    )  # fmt: skip
+    model = tiny_model(weights="by_modality", vocab_size=loaded.config.special.vocab_size)
+    with pytest.raises(ArtifactError, match=r"endpoint.compile: .*by_modality.* leave it out"):
+        make_engine(model, loaded.config, loaded.tokenizer, args)
 
 
 def test_the_engine_gets_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ class Service:
                 precision=config.precision,
                 max_rows=config.max_batch_size,
                 threads=config.threads,
+                is_compiled=config.compile,
             ),
             metrics=metrics,
         )
