@@ -170,12 +170,10 @@ class Service:
 
     def check_fits(self, texts: Sequence[str], param: str) -> None:
         """Raises ApiError for what cannot fit, before it is cut into tokens: megabytes take seconds."""
-        context = self.package.sequence_length
-        longest = self.processor.package.tokenizer.max_piece_chars
-        check_length(
-            sum(map(len, texts)), context * longest, param,
-            f"the model's context has {context} tokens, of {longest} characters at most",
-        )  # fmt: skip
+        package = self.processor.package
+        context, longest = package.config.sequence_length, package.tokenizer.max_piece_chars
+        why = f"the model's context has {context} tokens, of {longest} characters at most"
+        check_length(sum(map(len, texts)), context * longest, param, why)
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError when a caller names another model than this."""
