@@ -36,9 +36,6 @@ STEPS, PREFIX, SETTLED, PROFILED = 25, 64, 3, 5
 GAPS = 0.1
 """The most of a step that the GPU may wait for its next kernel."""
 
-SHAPES = 64
-"""That are compiled at most, of each piece: torch's own limit is 8."""
-
 IMAGE: dict[str, Any] = {
     "modalities": ("image",), "solver": "dpm++", "num_inference_steps": STEPS, "guidance_scale": 3.0,
 }  # fmt: skip
@@ -58,7 +55,6 @@ def sampling(device: Device, setting: Setting, *, counts: Sequence[int]) -> list
     results = _mixing(model, config, device, setting, count=counts[-1]) if "image" in kinds else []
     for how in ("eager", "compiled"):
         if how == "compiled":
-            torch._dynamo.config.recompile_limit = SHAPES
             compile_rows(
                 model,
                 backend="inductor" if device.is_cuda else "aot_eager",

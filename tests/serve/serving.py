@@ -20,8 +20,7 @@ def serving(service: Service) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.05)
+    until(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{port}/"
     finally:

@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from transfusion.sample.reading import TextPart
 from transfusion.sample.sampler import Sampler
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.http import make_app
+from transfusion.serve.loop import QueueFullError
 from transfusion.serve.service import Service
 
 IMAGES, EDITS = "/v1/images/generations", "/v1/images/edits"
@@ -85,6 +87,71 @@ def test_streamed_text_is_the_text_and_ends_with_the_usage(client: TestClient) -
         assert "".join(one["text"] for one in mine) == choice["text"]
         assert mine[-1]["finish_reason"] == choice["finish_reason"]
     assert len(chunks) > 4
+
+
+def test_a_server_that_is_full_says_so_before_it_echoes(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(sampler, EndpointConfig())
+
+    @asynccontextmanager
+    async def full(_: object) -> AsyncIterator[None]:
+        raise QueueFullError
+        yield
+
+    monkeypatch.setattr(service.loop, "ask", full)
+    body = {"prompt": "a red", "stream": True, "echo": True}
+    answer = TestClient(make_app(service)).post(COMPLETIONS, json=body)
+    assert answer.status_code == 429, answer.text
+    service.close()
+
+
+def test_a_streamed_echo_stands_before_each_sample(client: TestClient) -> None:
+    body = {"prompt": ["a red", "blue"], "n": 2, "echo": True, "temperature": 0}
+    for max_tokens in (0, 5):
+        asked = body | {"max_tokens": max_tokens}
+        whole = client.post(COMPLETIONS, json=asked).json()
+        chunks = [chunk["choices"][0] for chunk in events(client, COMPLETIONS, asked)]
+        for choice in whole["choices"]:
+            mine = [one["text"] for one in chunks if one["index"] == choice["index"]]
+            assert "".join(mine) == choice["text"]
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"echo": True}, {"stop": ["e"]}, {"max_tokens": 0, "echo": True}]
+)
+def test_streamed_logprobs_are_those_of_the_whole_answer_piece_by_piece(
+    client: TestClient, more: dict
+) -> None:
+    body = {"prompt": ["a red", "blue"], "max_tokens": 12, "seed": 4, "n": 2, "logprobs": 2}
+    whole = client.post(COMPLETIONS, json=body | more).json()
+    chunks = [chunk["choices"][0] for chunk in events(client, COMPLETIONS, body | more)]
+    for choice in whole["choices"]:
+        mine = [one["logprobs"] for one in chunks if one["index"] == choice["index"]]
+        told = [one for one in mine if one is not None]
+        assert len(told) > 1 or more.get("max_tokens") == 0 or more.get("stop")
+        for name in ("tokens", "text_offset"):
+            assert [v for one in told for v in one[name]] == choice["logprobs"][name]
+        for name in ("token_logprobs", "top_logprobs"):
+            values = [v for one in told for v in one[name]]
+            for one, other in zip(values, choice["logprobs"][name], strict=True):
+                assert one == pytest.approx(other, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (IMAGES, {"prompt": "a", "partial_images": 2}, "partial_images"),
+        (IMAGES, {"prompt": "a", "partial_images": 2, "stream": False}, "partial_images"),
+        (CHAT, {"messages": [user("a")], "previews": 2}, "previews"),
+    ],
+)
+def test_what_comes_in_a_stream_only_is_refused_without_one(client, path, body, param) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == param
+    assert "stream" in answer.json()["error"]["message"]
+    assert client.post(path, json=body | {param: 0}).status_code == 200
 
 
 def test_a_fault_before_the_first_word_is_an_error_and_no_stream(client: TestClient) -> None:
@@ -176,6 +243,17 @@ def test_pictures_stream_with_previews_and_then_whole(client: TestClient) -> Non
     assert np.abs(off).max() <= 1
 
 
+def test_pictures_that_stream_together_are_told_apart(client: TestClient) -> None:
+    body = {"prompt": "a red circle", "seed": 3, "n": 2}
+    whole = client.post(IMAGES, json=body).json()["data"]
+    told = events(client, IMAGES, body | {"partial_images": 2})
+    for index, one in enumerate(whole):
+        mine = [event for event in told if event["index"] == index]
+        assert [event.get("partial_image_index") for event in mine] == [0, 1, None]
+        off = picture(mine[-1]["b64_json"]).astype(int) - picture(one["b64_json"]).astype(int)
+        assert np.abs(off).max() <= 1
+
+
 def test_a_picture_is_edited_by_what_was_uploaded(client: TestClient) -> None:
     rng = np.random.default_rng(1)
     first, second = (rng.integers(0, 255, (20, 30, 3), dtype=np.uint8) for _ in range(2))
@@ -192,6 +270,53 @@ def test_a_picture_is_edited_by_what_was_uploaded(client: TestClient) -> None:
     assert (edited(first) == edited(first)).all()
     assert (edited(first) != edited(second)).any()
     assert (edited(first) != edited(first, image_guidance_scale="8")).any()
+
+
+def test_an_edit_takes_what_a_drawing_does_and_streams(client: TestClient) -> None:
+    upload = {"image": ("a.png", png(np.full((16, 16, 3), 200, np.uint8)))}
+    form = {"prompt": "make it blue", "seed": "1", "n": "2"}
+
+    def edited(**fields) -> list[dict]:
+        answer = client.post(EDITS, files=upload, data=form | fields)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["data"]
+
+    whole, interval = edited(solver="unipc"), edited(guidance_interval="0.1, 0.5")
+    assert whole != interval != edited()
+    assert interval == edited(guidance_interval=["0.1", "0.5"])
+    assert interval == edited(**{"guidance_interval[]": ["0.1", "0.5"]})
+
+    answer = client.post(
+        EDITS,
+        files=upload,
+        data=form | {"solver": "unipc", "stream": "true", "partial_images": "1"},
+    )
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    lines = [line for line in answer.text.splitlines() if line.startswith("data: ")]
+    told = [json.loads(line.removeprefix("data: ")) for line in lines]
+    for index, one in enumerate(whole):
+        mine = [event for event in told if event["index"] == index]
+        assert [event["type"] for event in mine] == [
+            "image_edit.partial_image",
+            "image_edit.completed",
+        ]
+        off = picture(mine[-1]["b64_json"]).astype(int) - picture(one["b64_json"]).astype(int)
+        assert np.abs(off).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("guidance_interval", "0.1"), ("guidance_interval", "0.9,0.1"), ("guidance_interval", "a,b"),
+        ("guidance_interval", "nan,1"), ("guidance_interval", ""), ("solver", "euler"),
+        ("stream", "perhaps"), ("partial_images", "2"), ("partial_images", "two"),
+    ],
+)  # fmt: skip
+def test_a_field_of_an_edit_that_is_wrong_is_named(client: TestClient, field, value) -> None:
+    upload = {"image": ("a.png", png(np.zeros((16, 16, 3), np.uint8)))}
+    answer = client.post(EDITS, files=upload, data={"prompt": "x", field: value})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["param"] == field
 
 
 @pytest.mark.parametrize(

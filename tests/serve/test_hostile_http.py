@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import threading
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -17,11 +16,13 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.serve.serving import until
 from tests.tiny import QUICK, tiny_package
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.endpoints.tokens import MAX_CHARS
 from transfusion.serve.guards import KEYS, key_digests
 from transfusion.serve.http import make_app
 from transfusion.serve.service import Service
@@ -236,8 +237,7 @@ def test_a_deadline_is_only_shortened_and_ends_the_work_within_a_step(
         assert told in answer.json()["error"]["message"]
         steps = engine.counts.steps
         go.set()
-        while engine.num_active or engine.num_waiting:
-            time.sleep(0.01)
+        until(lambda: not (engine.num_active or engine.num_waiting))
         assert engine.counts.steps <= steps + 1
         assert engine.counts.images == 0
         assert engine.pages.num_free == engine.pages.num_pages
@@ -268,6 +268,38 @@ def test_the_server_answers_while_an_upload_is_read(service, client, monkeypatch
     thread.join(60)
     assert order == ["health", "released"]
     assert answers[0].status_code == 200
+
+
+def test_what_cannot_fit_is_refused_before_it_is_cut_into_tokens(
+    service, client, monkeypatch
+) -> None:
+    tokenizer = service.processor.package.tokenizer
+    longest = tokenizer.max_piece_chars * service.package.sequence_length
+    encoded: list[str] = []
+    monkeypatch.setattr(
+        type(tokenizer), "encode", lambda _, text: encoded.append(text) or np.zeros(9, np.int32)
+    )
+    long, fits = "x" * (longest + 1), "x" * longest
+    for path, body, param in [
+        (IMAGES, {"prompt": long}, "prompt"),
+        (IMAGES, {"prompt": "x", "negative_prompt": long}, "negative_prompt"),
+        (COMPLETIONS, {"prompt": ["x", long]}, "prompt"),
+        (CHAT, {"messages": [{"role": "user", "content": one} for one in (fits, "x")]}, "messages"),
+        (CHAT, {"messages": [{"role": "user", "content": "x"}], "negative_prompt": long},
+         "negative_prompt"),
+        ("/tokenize", {"prompt": "x" * (MAX_CHARS + 1)}, "prompt"),
+    ]:  # fmt: skip
+        answer = client.post(path, json=body)
+        refused(answer, param)
+        most = MAX_CHARS if path == "/tokenize" else longest
+        assert f"must be at most {most}" in answer.json()["error"]["message"]
+    for fields in ({"prompt": long}, {"prompt": "x", "negative_prompt": long}):
+        answer = client.post(EDITS, files={"image": ("a.png", png())}, data=fields)
+        refused(answer, "negative_prompt" if "negative_prompt" in fields else "prompt")
+    refused(client.post("/detokenize", json={"tokens": [5] * (MAX_CHARS + 1)}), "tokens")
+    assert max(map(len, encoded), default=0) <= 1
+    assert client.post("/tokenize", json={"prompt": fits}).status_code == 200
+    assert encoded[-1] == fits
 
 
 def test_a_key_and_a_refused_prompt_are_found_in_no_log_answer_metric_file_or_argument(

@@ -14,14 +14,17 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.serve.serving import until
 from tests.tiny import tiny_package
+from transfusion.errors import SpecError
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.sampler import Sampler
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.errors import ApiError
-from transfusion.serve.guards import Guard, key_digests
+from transfusion.serve.guards import KEYS, Guard, key_digests
 from transfusion.serve.http import make_app
+from transfusion.serve.loop import MAX_FAILED_STEPS
 from transfusion.serve.service import Service
 
 IMAGES, COMPLETIONS, CHAT = "/v1/images/generations", "/v1/completions", "/v1/chat/completions"
@@ -200,6 +203,35 @@ def test_a_bug_is_no_story_for_the_caller(sampler: Sampler, monkeypatch) -> None
     assert client.post(IMAGES, json={"prompt": "x"}).status_code == 200
 
 
+def test_an_engine_that_fails_step_after_step_is_unwell_until_one_succeeds(
+    sampler: Sampler, monkeypatch
+) -> None:
+    service = Service(sampler, EndpointConfig())
+    client = TestClient(make_app(service), raise_server_exceptions=False)
+
+    def is_well() -> bool:
+        return client.get("/health").status_code == 200
+
+    def drawn() -> int:
+        return client.post(IMAGES, json={"prompt": "x"}).status_code
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service.loop.runner.engine, "_advance_images", lambda *_, **__: 1 / 0)
+        for _ in range(MAX_FAILED_STEPS - 1):
+            assert drawn() == 500
+        assert is_well()
+        assert drawn() == 500
+        until(lambda: not is_well())
+        told = client.get("/health").json()["error"]["message"]
+        assert "3 steps of the engine have failed" in told
+        with pytest.raises(RuntimeError, match="3 steps of the engine have failed"):
+            service.loop.check(step_timeout_s=60.0)
+    assert drawn() == 200
+    assert is_well()
+    service.loop.check(step_timeout_s=60.0)
+    service.close()
+
+
 def test_keys_are_asked_for_where_there_are_keys(sampler: Sampler, monkeypatch) -> None:
     monkeypatch.setenv("TRANSFUSION_API_KEYS", "one, two")
     digests = key_digests()
@@ -214,6 +246,25 @@ def test_keys_are_asked_for_where_there_are_keys(sampler: Sampler, monkeypatch) 
     ]:
         assert client.get("/v1/models", headers=header).status_code == status
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("value", ["", ",", "  ", " , \n", "canary one", "one,canary\ntwo"])
+def test_a_variable_that_is_set_and_holds_no_key_opens_no_server(monkeypatch, value) -> None:
+    monkeypatch.setenv(KEYS, value)
+    with pytest.raises(SpecError, match=r"TRANSFUSION_API_KEYS: must .*unset") as refused:
+        key_digests()
+    assert "canary" not in str(refused.value)
+
+
+def test_keys_may_have_blanks_around_them_and_without_the_variable_there_are_none(
+    monkeypatch,
+) -> None:
+    monkeypatch.setenv(KEYS, "one")
+    (digest,) = key_digests()
+    monkeypatch.setenv(KEYS, " one\n,")
+    assert key_digests() == (digest,)
+    monkeypatch.delenv(KEYS)
+    assert key_digests() == ()
 
 
 def run_guarded(messages, *, headers=(), max_body_bytes=100, body_timeout_s=5.0):
@@ -244,7 +295,9 @@ def run_guarded(messages, *, headers=(), max_body_bytes=100, body_timeout_s=5.0)
         answered.append(message)
 
     scope = {"type": "http", "path": IMAGES, "headers": list(headers), "method": "POST"}
-    guard = Guard(app, max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s)
+    guard = Guard(
+        app, max_body_bytes=max_body_bytes, body_timeout_s=body_timeout_s, reader_timeout_s=60.0
+    )
     stream = endless if len(messages) == 1 else receive
     asyncio.run(guard(scope, stream, send))
     return read, answered[0]["status"]
@@ -277,7 +330,11 @@ def test_a_body_that_dawdles_is_given_up() -> None:
         answered.append(message)
 
     scope = {"type": "http", "path": IMAGES, "headers": [], "method": "POST"}
-    asyncio.run(Guard(app, max_body_bytes=10, body_timeout_s=0.05)(scope, never, send))
+    asyncio.run(
+        Guard(app, max_body_bytes=10, body_timeout_s=0.05, reader_timeout_s=60.0)(
+            scope, never, send
+        )
+    )
     assert answered[0]["status"] == 408
 
 
@@ -306,9 +363,8 @@ def image_request(sampler: Sampler, steps: int = 10):
 
 async def under_way(service: Service, num_active: int = 1, num_waiting: int = 0) -> None:
     """Until so many requests have a place in the engine, and so many wait."""
-    engine = service.loop.runner.engine
-    while (engine.num_active, engine.num_waiting) != (num_active, num_waiting):
-        await asyncio.sleep(0.01)
+    engine, wanted = service.loop.runner.engine, (num_active, num_waiting)
+    await asyncio.to_thread(until, lambda: (engine.num_active, engine.num_waiting) == wanted)
 
 
 def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
@@ -325,7 +381,7 @@ def test_one_that_comes_later_joins_those_under_way_and_leaves_before_them(
         assert short.images[0].shape == (16, 16, 3)
         await long
 
-    asyncio.run(asyncio.wait_for(scenario(), 30))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     counts = service.loop.runner.engine.counts
     assert counts.steps < 50 < counts.rows + 10
     service.close()
@@ -370,7 +426,7 @@ def test_a_full_queue_says_come_again_and_a_quitter_frees_it(sampler: Sampler, m
         go.set()
         assert len(await service.ask([request])) == 1
 
-    asyncio.run(asyncio.wait_for(scenario(), 20))
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     assert service.loop.runner.engine.counts.images == 1
     service.close()
 
@@ -399,25 +455,32 @@ def test_callers_who_come_at_once_have_the_engines_places_and_the_queues(
 def test_a_request_that_takes_too_long_is_given_up_and_one_too_many_is_sent_away(
     sampler: Sampler, monkeypatch
 ) -> None:
-    config = EndpointConfig(request_timeout_s=0.2, max_queued_samples=1, max_batch_size=1)
-    service = Service(sampler, config)
-    slowed(service, monkeypatch)
-    with TestClient(make_app(service), raise_server_exceptions=False) as client:
-        answers = []
+    service = Service(sampler, EndpointConfig(max_queued_samples=1, max_batch_size=1))
+    go = slowed(service, monkeypatch, pause_s=0.1)
 
-        def ask() -> None:
-            answers.append(client.post(IMAGES, json={"prompt": "x"}))
+    async def scenario() -> None:
+        request = image_request(sampler, steps=250)
+        first = asyncio.create_task(service.ask([request]))
+        await under_way(service)
+        second = asyncio.create_task(service.ask([request]))
+        await under_way(service, num_waiting=1)
+        transport = httpx.ASGITransport(app=make_app(service))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            refused = await client.post(IMAGES, json={"prompt": "x"})
+            assert refused.status_code == 429
+            assert int(refused.headers["retry-after"]) > 0
+            second.cancel()
+            await under_way(service)
+            # The first has the only place for as long as this one waits.
+            headers = {"x-timeout-seconds": "0.2"}
+            late = await client.post(IMAGES, json={"prompt": "x"}, headers=headers)
+            assert late.status_code == 408
+            assert (await client.get("/health")).status_code == 200
+        first.cancel()
+        go.set()
+        await under_way(service, num_active=0)
 
-        threads = [threading.Thread(target=ask) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        statuses = sorted(answer.status_code for answer in answers)
-        assert set(statuses) == {408, 429}
-        refused = next(answer for answer in answers if answer.status_code == 429)
-        assert int(refused.headers["retry-after"]) > 0
-        assert client.get("/health").status_code == 200
+    asyncio.run(asyncio.wait_for(scenario(), 60))
     assert service.loop.runner.engine.counts.images == 0
     service.close()
 

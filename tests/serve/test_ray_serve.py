@@ -20,13 +20,16 @@ from transfusion.serve.config import EndpointConfig
 
 @pytest.fixture(scope="module")
 def address(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    from transfusion.serve.app import AppArgs, start_endpoint, stop_endpoint
+    from ray import serve
+
+    from transfusion.serve.app import AppArgs, start_endpoint
 
     quick = SamplingDefaults(solver="dpm++", num_inference_steps=10)
     package = tiny_package(tmp_path_factory.mktemp("tiny"), sampling=quick, sequence_length=128)
     endpoint = EndpointConfig(port=free_port(), max_body_bytes=100_000)
     yield start_endpoint(AppArgs(model=str(package), endpoint=endpoint))
-    stop_endpoint()
+    # The last test has stopped it; where only others run nobody has.
+    serve.shutdown()
 
 
 @pytest.mark.ray
@@ -161,6 +164,24 @@ def test_rays_own_metrics_have_each_replicas_numbers(address: str) -> None:
     assert 'deployment="Sampler"' in line
     assert 'replica="' in line
     assert "ray_transfusion_step_seconds_bucket{" in text
+
+
+@pytest.mark.ray
+def test_a_request_under_way_when_the_endpoint_stops_is_answered(address: str) -> None:
+    from transfusion.serve.app import stop_endpoint
+
+    body = {
+        "prompt": "red", "n": 10, "num_inference_steps": 250, "stream": True, "partial_images": 3,
+    }  # fmt: skip
+    url = f"{address}/v1/images/generations"
+    with httpx.stream("POST", url, json=body, timeout=120) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) == "event: image_generation.partial_image"
+        stop_endpoint()
+        events = [line for line in lines if line.startswith("event: ")]
+    assert events.count("event: image_generation.completed") == 10
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{address}/health", timeout=30)
 
 
 def test_a_serve_config_file_builds_the_application_from_plain_values(tmp_path: Path) -> None:

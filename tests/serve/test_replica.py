@@ -14,13 +14,16 @@ import httpx
 import pytest
 
 from tests.serve.serving import until
-from tests.tiny import tiny_package
+from tests.tiny import tiny_model, tiny_package
 from transfusion.errors import ArtifactError
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.sample.engine import Engine
 from transfusion.serve.config import EndpointConfig
+from transfusion.serve.engine_process import make_engine
 from transfusion.serve.guards import KEYS
+from transfusion.serve.loop import Step
+from transfusion.serve.messages import EngineArgs, Stepped
 from transfusion.serve.process import EngineProcess
 from transfusion.serve.replica import Replica, ReplicaConfig
 from transfusion.serve.service import Service
@@ -77,8 +80,7 @@ def test_what_is_under_way_ends_on_its_model_and_what_comes_next_is_answered_by_
             alone = await draw(client)
             engine, parts = engine_of(replica), weakref.ref(service.processor)
             under_way = asyncio.create_task(draw(client))
-            while not engine.step_age_s:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(until, lambda: engine.step_age_s > 0)
             # It waits while the other is loaded.
             os.kill(engine.pid, signal.SIGSTOP)
             await replica.take(ReplicaConfig(model=str(new)))
@@ -187,12 +189,26 @@ def test_every_path_that_is_none_is_told_in_the_shape_of_errors(tmp_path: Path) 
     asyncio.run(scene())
 
 
-def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path) -> None:
+def is_well(replica: Replica) -> bool:
+    try:
+        replica.check()
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_a_replica_whose_engine_fails_or_hangs_is_unwell_until_it_goes_on(tmp_path: Path) -> None:
+    failed = Step(seconds=0.1, rows=1, positions=1, has_failed=True)
+
     async def scene() -> None:
         replica = Replica(ENDPOINT)
         replica.check()
         await replica.take(ReplicaConfig(model=str(package(tmp_path))))
         engine = engine_of(replica)
+        for step in (failed, failed, None, failed, None):
+            engine._hear(Stepped([], step))
+        with pytest.raises(RuntimeError, match="3 steps of the engine have failed"):
+            replica.check()
         os.kill(engine.pid, signal.SIGSTOP)
         async with caller(replica) as client:
             drawing = asyncio.create_task(draw(client))
@@ -201,7 +217,7 @@ def test_a_replica_whose_engine_hangs_is_unwell_until_it_goes_on(tmp_path: Path)
                 replica.check()
             os.kill(engine.pid, signal.SIGCONT)
             await drawing
-            replica.check()
+            await asyncio.to_thread(until, lambda: is_well(replica))
             # Nor does it help that those who asked have gone.
             os.kill(engine.pid, signal.SIGSTOP)
             gone = asyncio.create_task(draw(client))
@@ -224,18 +240,54 @@ def test_a_request_whose_engine_is_killed_fails_at_once_and_the_replica_is_unwel
         engine = engine_of(replica)
         async with caller(replica) as client:
             drawing = asyncio.create_task(client.post("/v1/images/generations", json=DRAW))
-            while not engine.step_age_s:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(until, lambda: engine.step_age_s > 0)
             os.kill(engine.pid, signal.SIGKILL)
             assert (await drawing).status_code == 503
             later = await client.post("/v1/images/generations", json=DRAW)
             assert later.status_code == 503
             assert later.headers["retry-after"]
+            assert (await client.get("/health")).status_code == 503
         with pytest.raises(RuntimeError, match="the engine has died"):
             replica.check()
         replica.service.close()
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_that_is_to_be_compiled_is_so_before_its_engine_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    from transfusion.serve import engine_process
+
+    done: list[object] = []
+    monkeypatch.setattr(engine_process, "compile_rows", lambda _, mode: done.append(mode))
+    monkeypatch.setattr(
+        engine_process, "compile_ahead", lambda _, max_positions: done.append(max_positions)
+    )
+    loaded = load_package(package(tmp_path))
+    for is_compiled in (False, True):
+        args = EngineArgs(
+            folder=tmp_path, weights="ema", device=device, precision="fp32", max_rows=2, threads=1,
+            is_compiled=is_compiled,
+        )  # fmt: skip
+        engine = make_engine(loaded.model, loaded.config, loaded.tokenizer, args)
+        assert engine.is_in_buckets == is_compiled
+        assert bool(done) == is_compiled
+    mode, max_positions = done
+    assert mode == ("reduce-overhead" if device == "cuda" else None)
+    assert max_positions >= engine.max_step_positions
+
+
+def test_a_model_that_cannot_be_compiled_is_refused_by_its_engine(tmp_path: Path) -> None:
+    loaded = load_package(package(tmp_path))
+    args = EngineArgs(
+        folder=tmp_path, weights="ema", device="cpu", precision="fp32", max_rows=2, threads=1,
+        is_compiled=True,
+    )  # fmt: skip
+    model = tiny_model(weights="by_modality", vocab_size=loaded.config.special.vocab_size)
+    with pytest.raises(ArtifactError, match=r"endpoint.compile: .*by_modality.* leave it out"):
+        make_engine(model, loaded.config, loaded.tokenizer, args)
 
 
 def test_the_engine_gets_no_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ def serve_model(
     """Serves a package, or the model of a job by its `endpoint:` block, until SIGINT or SIGTERM.
 
     Raises:
-        SpecError: The job makes no model, or it is not clear which.
+        SpecError: The job makes no model, or it is not clear which; or there are to be keys, and none is given.
         ArtifactError: The model was not made yet, or its files are not what was committed.
     """
     endpoint = EndpointConfig()
@@ -36,6 +36,10 @@ def serve_model(
     }
     endpoint = endpoint.model_copy(update=told)
     folder = model_folder(model, overrides)
+    # Here, for this imports FastAPI; Ray need not start for what is refused.
+    from transfusion.serve.guards import key_digests
+
+    key_digests()
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())

@@ -8,6 +8,10 @@ import torch
 
 from transfusion.model.blocks import Block, Layer
 from transfusion.model.transformer import TransfusionModel
+from transfusion.sample.batch import bucket_of
+
+MAX_SHAPES = 512
+"""That may be compiled of a piece. Torch gives up at 8; buckets are 8 for each doubling of a step's rows."""
 
 
 def compile_rows(
@@ -18,6 +22,8 @@ def compile_rows(
     Args:
         mode: Of inductor: `reduce-overhead` records CUDA graphs.
     """
+    torch._dynamo.config.recompile_limit = MAX_SHAPES
+    torch._dynamo.config.accumulated_recompile_limit = MAX_SHAPES
     for block in model.blocks:
         assert isinstance(block, Block)
         layers: tuple[Layer | None, ...] = (block, block.image)
@@ -31,3 +37,28 @@ def compile_rows(
                     piece, dynamic=False, fullgraph=True, backend=backend, mode=mode
                 )
                 setattr(layer, name, made)
+
+
+@torch.inference_mode()
+def compile_ahead(model: TransfusionModel, *, max_positions: int) -> None:
+    """Compiles every shape up to a step of so many positions, which an engine in buckets would meet one by one.
+
+    Raises:
+        ValueError: Patches have weights of their own: how many rows are whose is in no bucket.
+    """
+    weight = next(model.parameters())
+    rows = 1
+    while rows <= bucket_of(max_positions):
+        for block in model.blocks:
+            assert isinstance(block, Block)
+            if block.image is not None:
+                raise ValueError(
+                    "weights: by_modality cannot be compiled ahead, for its steps have shapes without end; "
+                    "must be shared"
+                )
+            config = block.config
+            stream = weight.new_zeros(1, rows, config.dim)
+            block.heads(stream)
+            block.mixed(weight.new_zeros(1, rows, config.num_heads * config.head_dim))
+            block.fed(stream)
+        rows = bucket_of(rows + 1)

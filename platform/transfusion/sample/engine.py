@@ -86,7 +86,7 @@ class Engine:
         )
         self.pages = Pages(num_pages)
         self.counts = Counts()
-        self.max_rows = max_rows
+        self.max_rows, self.max_step_positions = max_rows, max_step_positions
         self._admission = Admission(
             config,
             pages=self.pages,
@@ -96,7 +96,7 @@ class Engine:
             device=weight.device,
         )
         self._active: list[Job] = []
-        self._in_buckets = in_buckets
+        self.is_in_buckets = in_buckets
         self._tokens = TokenSampler(model, config)
 
     @property
@@ -136,7 +136,7 @@ class Engine:
     def step(self) -> bool:
         """Advances every request by one; returns whether there was any."""
         self._drop_cancelled()
-        batch = StepBatch(pad=self.config.special.pad, in_buckets=self._in_buckets)
+        batch = StepBatch(pad=self.config.special.pad, in_buckets=self.is_in_buckets)
         self._active.extend(self._admission.admit(batch, num_active=len(self._active)))
         rows = [job.row for job in self._active if job.row is not None]
         if not rows:

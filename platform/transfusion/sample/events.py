@@ -41,6 +41,11 @@ class Result:
     """One a text token written, where they were asked for."""
 
     @property
+    def all_scores(self) -> list[TokenScore]:
+        """Of the prompt, but for BOS, which nothing is before, and of what was written."""
+        return [*self.prompt_scores[1:], *self.scores]
+
+    @property
     def images(self) -> list[Tensor]:
         """The normalised latents drawn, or codes."""
         return [part.latent for part in self.parts if isinstance(part, ImagePart)]
@@ -56,6 +61,9 @@ class TextWritten:
     """Whole characters, none of which will be taken back."""
 
     text: str
+    scores: Sequence[TokenScore] = ()
+    """Of the tokens since the text before it, where asked for; behind the prompt's own (but for BOS) at the first.
+    The characters of the last may not be whole, and come later."""
 
 
 @dataclass(frozen=True, slots=True)

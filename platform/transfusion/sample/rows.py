@@ -133,6 +133,7 @@ class Row:
     """Positions that passed the transformer for this request alone."""
     prompt_scores: list[TokenScore] = field(default_factory=list)
     scores: list[TokenScore] = field(default_factory=list)
+    num_scores_told: int = 0
 
     @property
     def params(self) -> SamplingParams:
@@ -231,8 +232,8 @@ class Row:
             and self.sequence.length + self.config.num_patches + 2 <= self.config.sequence_length
         )
 
-    def take(self, token: int) -> None:
-        """Goes on by a new token."""
+    def take(self, token: int, score: TokenScore | None = None) -> None:
+        """Goes on by a new token, which is scored where that was asked for."""
         params, special = self.params, self.config.special
         self.hidden = None
         if token == special.eos and not params.ignore_eos:
@@ -242,11 +243,13 @@ class Row:
         elif self.num_tokens == params.max_tokens:
             self.end("length")
         else:
-            self._write(token)
+            self._write(token, score)
 
-    def _write(self, token: int) -> None:
+    def _write(self, token: int, score: TokenScore | None) -> None:
         params = self.params
         self.pending.append(token)
+        if score is not None:
+            self.scores.append(score)
         self.num_tokens += 1
         self.state, self.next_token = "text", token
         if self.decode is not None:
@@ -262,7 +265,9 @@ class Row:
 
     def _say(self, text: str) -> None:
         if text:
-            self.tell(TextWritten(text))
+            scores = (*self.prompt_scores[1:], *self.scores)[self.num_scores_told :]
+            self.num_scores_told += len(scores)
+            self.tell(TextWritten(text, scores))
 
     def begin_image(self) -> None:
         """Draws at the place that the sequence has come to."""

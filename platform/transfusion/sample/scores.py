@@ -52,10 +52,8 @@ class TokenSampler:
             given = scored(logits[wanted], [tokens[index] for index in wanted], most)
             scores = dict(zip(wanted, given, strict=True))
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            before = row.num_tokens
-            row.take(token)
-            if index in scores and row.num_tokens > before:
-                row.scores.append(_few(scores[index], row.params.logprobs))
+            score = scores.get(index)
+            row.take(token, None if score is None else _few(score, row.params.logprobs))
 
     def _draw(
         self, logits: Float[Tensor, "b v"], allowed: Bool[Tensor, "b v"], rows: Sequence[Row]

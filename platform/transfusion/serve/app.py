@@ -15,6 +15,8 @@ from transfusion.serve.ray_metrics import RayInstruments
 from transfusion.serve.replica import Replica, ReplicaConfig
 from transfusion.stage import ServeResources
 
+logger = logging.getLogger("transfusion.serve")
+
 NAME = "transfusion"
 DEPLOYMENT = "Sampler"
 
@@ -108,7 +110,15 @@ def start_endpoint(args: AppArgs) -> str:
 
 
 def stop_endpoint() -> None:
-    """Takes the application down and stops serving."""
+    """Lets replicas end what they have begun, within `drain_timeout_s`, and stops serving.
+
+    Serve itself waits for a minute at most; what takes longer is broken off.
+    """
+    try:
+        # Proxies live meanwhile; a shutdown alone begins with them, and with what they carry.
+        serve.delete(NAME)
+    except TimeoutError as error:
+        logger.warning("what the endpoint had begun is broken off: %s", error)
     serve.shutdown()
 
 

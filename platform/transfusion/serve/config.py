@@ -26,6 +26,9 @@ class EndpointConfig(Config):
     """`auto` takes a GPU where the replica was given one."""
     threads: int = Field(1, ge=1)
     """CPU threads of a replica."""
+    compile: bool = False
+    """Compiles what treats rows alone, on CUDA as graphs. A replica is ready once each of about a hundred sizes
+    of a step is compiled: minutes at its first start on a machine, less where torch keeps its cache."""
 
     guidance_scale: float | None = Field(None, ge=0, le=20)
     """Where a request names none; the package's default when left out."""
@@ -50,6 +53,8 @@ class EndpointConfig(Config):
     """A request must have arrived in this time."""
     request_timeout_s: float = Field(120.0, gt=0)
     """A request is answered in this time or given up."""
+    reader_timeout_s: float = Field(60.0, gt=0)
+    """A caller who leaves a piece of an answer unread for so long is given up, and what was asked with it."""
 
     max_batch_size: int = Field(16, ge=1)
     """Samples that one replica makes at once."""

@@ -13,8 +13,10 @@ from multiprocessing.connection import Connection
 import torch
 
 from transfusion.errors import ArtifactError
-from transfusion.package.format import TOKENIZER, read_config
+from transfusion.model.transformer import TransfusionModel
+from transfusion.package.format import TOKENIZER, PackageConfig, read_config
 from transfusion.package.load import load_model
+from transfusion.sample.compiled import compile_ahead, compile_rows
 from transfusion.sample.engine import Engine
 from transfusion.sample.events import Event, Failed
 from transfusion.sample.jobs import Job
@@ -78,6 +80,28 @@ class Served:
         send(self._connection, Stepped(told, step))
 
 
+def make_engine(
+    model: TransfusionModel, config: PackageConfig, tokenizer: Tokenizer, args: EngineArgs
+) -> Engine:
+    """The engine of a model, which is compiled first where it is to be.
+
+    Raises:
+        ArtifactError: The model cannot be compiled.
+    """
+    engine = Engine(
+        model, config, max_rows=args.max_rows, decode=tokenizer.decode, in_buckets=args.is_compiled
+    )
+    if args.is_compiled:
+        compile_rows(model, mode="reduce-overhead" if args.device == "cuda" else None)
+        # Prompts, and at most every row's image in all three branches of guidance.
+        drawn = 3 * args.max_rows * (config.num_patches + 2)
+        try:
+            compile_ahead(model, max_positions=engine.max_step_positions + drawn)
+        except ValueError as error:
+            raise ArtifactError(f"endpoint.compile: {error}; leave it out") from error
+    return engine
+
+
 def main() -> None:
     """Loads the model, says so, and serves it."""
     logging.basicConfig(level=logging.WARNING, format="engine: %(message)s")
@@ -93,9 +117,13 @@ def main() -> None:
         send(connection, Refused(str(error)))
         return
     tokenizer = Tokenizer.load(args.folder / TOKENIZER)
-    engine = Engine(model, config, max_rows=args.max_rows, decode=tokenizer.decode)
     torch.set_num_threads(args.threads)
     began = time.perf_counter()
+    try:
+        engine = make_engine(model, config, tokenizer, args)
+    except ArtifactError as error:
+        send(connection, Refused(str(error)))
+        return
     warm_up(engine, tokenizer)
     send(connection, Ready(time.perf_counter() - began))
     served = Served(engine, connection)

@@ -1,6 +1,6 @@
 """What every request passes before it is parsed: its size, the time it takes to arrive, its key.
 
-And what every answer passes: headers that say who made it, also where a bug did.
+And what every answer passes: headers that say who made it, also where a bug did, and a caller who reads.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from transfusion.errors import SpecError
 from transfusion.serve.errors import BUG, ApiError, error_response
 
 logger = logging.getLogger("transfusion.serve")
@@ -32,9 +33,23 @@ Refusal = Callable[[], ApiError | None]
 
 
 def key_digests() -> tuple[str, ...]:
-    """sha256 of each key in the environment: keys themselves go into no argument and no log."""
-    keys = [key.strip() for key in os.environ.get(KEYS, "").split(",")]
-    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys if key)
+    """sha256 of each key in the environment: keys themselves go into no argument and no log.
+
+    Raises:
+        SpecError: The variable is set and holds no key, or one with blanks in it; a secret that came
+            empty must not open the server.
+    """
+    given = os.environ.get(KEYS)
+    if given is None:
+        return ()
+    keys = [key for part in given.split(",") if (key := part.strip())]
+    if not keys or any(len(key.split()) > 1 for key in keys):
+        raise SpecError(
+            f"{KEYS}: must hold at least one key, keys separated by commas and none with blanks in it, got "
+            f"{'one with blanks' if keys else 'none'}; set the keys, or unset it to let everybody "
+            "ask who reaches the port"
+        )
+    return tuple(hashlib.sha256(key.encode()).hexdigest() for key in keys)
 
 
 class Guard:
@@ -46,6 +61,7 @@ class Guard:
         *,
         max_body_bytes: int,
         body_timeout_s: float,
+        reader_timeout_s: float,
         digests: Sequence[str] = (),
         headers: Mapping[str, str] = MappingProxyType({}),
         sampling_paths: Collection[str] = (),
@@ -65,7 +81,7 @@ class Guard:
         self.sampling_paths, self.refusal = frozenset(sampling_paths), refusal
         self.tells_request_id = tells_request_id
         self.max_body_bytes = max_body_bytes
-        self.body_timeout_s = body_timeout_s
+        self.body_timeout_s, self.reader_timeout_s = body_timeout_s, reader_timeout_s
         self.digests = tuple(digests)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -73,7 +89,21 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        send = answer = _Answer(send, self._told())
+        answer = _Answer(send, self._told(), self.reader_timeout_s)
+        try:
+            await self._hand_on(scope, receive, answer)
+        except Exception:
+            if not answer.is_unread:
+                raise
+            # The server closes what has not ended. Nobody's bug: the caller hung up, or is out to hold places.
+            logger.warning(
+                "%s %s: its caller has not read for %g s and is given up",
+                scope["method"],
+                scope["path"].encode(),
+                self.reader_timeout_s,
+            )
+
+    async def _hand_on(self, scope: Scope, receive: Receive, send: "_Answer") -> None:
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
             if scope["path"] not in OPEN_PATHS:
@@ -94,13 +124,13 @@ class Guard:
             await self.app(scope, body.receive, sending)
         except Exception:
             # What has begun can only break off; the message is no caller's.
-            if answer.has_begun:
+            if send.has_begun:
                 raise
             if body.fault is None:
                 logger.exception("%s %s failed", scope["method"], scope["path"].encode())
             await error_response(body.fault or BUG)(scope, receive, send)
             return
-        if body.fault is not None and not answer.has_begun:
+        if body.fault is not None and not send.has_begun:
             await error_response(body.fault)(scope, receive, send)
 
     def _told(self) -> list[tuple[bytes, bytes]]:
@@ -136,17 +166,25 @@ class Guard:
 
 
 class _Answer:
-    """Sends an answer with the headers of every one."""
+    """Sends an answer with the headers of every one, a piece of it within a time."""
 
-    def __init__(self, send: Send, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self._send, self._headers = send, headers
-        self.has_begun = False
+    def __init__(
+        self, send: Send, headers: Sequence[tuple[bytes, bytes]], timeout_s: float
+    ) -> None:
+        self._send, self._headers, self._timeout_s = send, headers, timeout_s
+        self.has_begun = self.is_unread = False
 
     async def __call__(self, message: Message) -> None:
+        """Sends a piece; raises TimeoutError when it is not read in time."""
         if message["type"] == "http.response.start":
             self.has_begun = True
             message["headers"] = [*message["headers"], *self._headers]
-        await self._send(message)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            self.is_unread = True
+            raise
 
 
 class _Body:

@@ -34,6 +34,7 @@ def make_app(
         Guard,
         max_body_bytes=service.config.max_body_bytes,
         body_timeout_s=service.config.body_timeout_s,
+        reader_timeout_s=service.config.reader_timeout_s,
         digests=tuple(digests),
         headers={
             "X-Model-Id": service.package.name,

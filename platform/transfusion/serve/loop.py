@@ -7,7 +7,7 @@ process of the engine's own.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,8 +25,12 @@ from transfusion.sample.jobs import Listener
 from transfusion.sample.rows import Request
 from transfusion.serve.metrics import Metrics
 
-Events = AsyncIterator[tuple[int, Event]]
+Events = AsyncGenerator[tuple[int, Event], None]
 """(number of the request, what came of it), until all have ended or one has failed."""
+
+
+MAX_FAILED_STEPS = 3
+"""One after the other: what a device has come to once, like a fault of CUDA's, every step after it meets again."""
 
 
 class QueueFullError(Exception):
@@ -46,6 +50,12 @@ class Step:
     """Requests that it advanced."""
     positions: int
     """That passed the transformer."""
+    has_failed: bool = False
+    """It raised, and what was under way was given up."""
+
+    def failed_after(self, before: int) -> int:
+        """Steps that failed one after the other up to this one, of which so many were before it."""
+        return before + 1 if self.has_failed else 0
 
 
 @runtime_checkable
@@ -63,6 +73,10 @@ class Runner(Protocol):
     @property
     def step_age_s(self) -> float:
         """For how long the step under way has been so; 0 between steps."""
+
+    @property
+    def failed_steps(self) -> int:
+        """Steps that failed one after the other, up to the last that was taken."""
 
     @property
     def is_dead(self) -> bool:
@@ -104,6 +118,22 @@ class EngineLoop:
         """
         runner = self.runner
         return runner.num_waiting > 0 and runner.num_unfinished + count > self._max_unfinished
+
+    def check(self, *, step_timeout_s: float) -> None:
+        """Raises RuntimeError when the engine has died, is at one step for too long, or fails at every one."""
+        runner = self.runner
+        if runner.is_dead:
+            raise RuntimeError("the engine has died; the replica is started again")
+        if runner.step_age_s > step_timeout_s:
+            raise RuntimeError(
+                f"a step of the engine takes {runner.step_age_s:.0f} s: must be at most "
+                f"{step_timeout_s:g}; the replica is started again"
+            )
+        if runner.failed_steps >= MAX_FAILED_STEPS:
+            raise RuntimeError(
+                f"{runner.failed_steps} steps of the engine have failed one after the other: must be fewer "
+                f"than {MAX_FAILED_STEPS}; its log says why, and the replica is started again"
+            )
 
     @asynccontextmanager
     async def ask(self, requests: Sequence[Request]) -> AsyncIterator[Events]:

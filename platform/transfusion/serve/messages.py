@@ -30,6 +30,7 @@ class EngineArgs:
     max_rows: int
     threads: int
     """CPU threads of a step."""
+    is_compiled: bool
 
 
 @dataclass(frozen=True, slots=True)

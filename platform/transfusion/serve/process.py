@@ -57,6 +57,7 @@ class EngineProcess:
         self._is_idle = True
         self._is_closing = False
         self._is_dead = False
+        self._failed_steps = 0
         self._max_rows = args.max_rows
         self._send(args)
 
@@ -102,6 +103,11 @@ class EngineProcess:
         """See `Runner`; the way here and back is counted in."""
         # Callers who gave up do not make a step that hangs an end.
         return 0.0 if self._is_idle else time.perf_counter() - self._heard_at
+
+    @property
+    def failed_steps(self) -> int:
+        """See `Runner`."""
+        return self._failed_steps
 
     @property
     def is_dead(self) -> bool:
@@ -156,6 +162,8 @@ class EngineProcess:
         with self._lock:
             self._heard_at = time.perf_counter()
             self._is_idle = told.step is None and not self._asked
+            if told.step is not None:
+                self._failed_steps = told.step.failed_after(self._failed_steps)
         for ticket, index, event in told.told:
             with self._lock:
                 asked = self._asked.get(ticket)

@@ -107,17 +107,9 @@ class Replica:
             await self._close_if_unused(before)
 
     def check(self) -> None:
-        """Raises RuntimeError when the engine has been at one step for too long, or its thread has died."""
-        if self._served is None:
-            return
-        if self.service.loop.runner.is_dead:
-            raise RuntimeError("the engine has died; the replica is started again")
-        stuck_s = self.service.loop.runner.step_age_s
-        if stuck_s > self._endpoint.step_timeout_s:
-            raise RuntimeError(
-                f"a step of the engine takes {stuck_s:.0f} s: must be at most "
-                f"{self._endpoint.step_timeout_s:g}; the replica is started again"
-            )
+        """Raises RuntimeError when the engine is unwell: see `EngineLoop.check`."""
+        if self._served is not None:
+            self.service.loop.check(step_timeout_s=self._endpoint.step_timeout_s)
 
     def _load(self, model: str, clock: StartClock) -> Service:
         began = time.perf_counter()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -54,6 +55,13 @@ def _nothing(value: Any) -> None:
 Unsupported = Annotated[
     None, BeforeValidator(_nothing), WithJsonSchema({"enum": [*_NOTHING], "deprecated": True})
 ]
+
+
+def _streamed(value: int | None, info: Any) -> int | None:
+    """What comes on the way only: whoever asks for it must listen."""
+    if value and not info.data.get("stream", True):
+        raise ValueError("comes in a stream only: send stream: true with it, or leave it out")
+    return value
 
 
 class SampleRequest(BaseModel):
@@ -132,7 +140,7 @@ class ImageRequest(DrawingRequest):
     size: str | None = Field(None, pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$")
     response_format: Literal["b64_json"] | None = None
     output_format: Literal["png"] | None = None
-    partial_images: int | None = Field(None, ge=0, le=3)
+    partial_images: Annotated[int | None, AfterValidator(_streamed)] = Field(None, ge=0, le=3)
     background: Unsupported = None
     moderation: Unsupported = None
     output_compression: Unsupported = None
@@ -204,8 +212,8 @@ class ChatRequest(WritingRequest, DrawingRequest):
     max_completion_tokens: int | None = Field(None, ge=0)
     max_images: int | None = Field(None, ge=0)
     image_guidance_scale: float | None = Field(None, ge=0, le=20)
-    previews: int | None = Field(None, ge=0, le=10)
-    """Of each picture, on its way, where the answer streams."""
+    previews: Annotated[int | None, AfterValidator(_streamed)] = Field(None, ge=0, le=10)
+    """Of each picture, on its way; the answer must stream."""
     logprobs: Unsupported = None
     top_logprobs: Unsupported = None
     response_format: Unsupported = None

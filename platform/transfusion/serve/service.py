@@ -4,7 +4,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from transfusion.errors import SpecError
 from transfusion.package.load import load_parts
 from transfusion.sample.engine import Engine
-from transfusion.sample.events import Ended, Event, ImageDrawn, ImagePreview
+from transfusion.sample.events import Ended, ImageDrawn, ImagePreview
 from transfusion.sample.memory import keep_freed_memory
 from transfusion.sample.params import MAX_SEED, SamplingParams, params_with
 from transfusion.sample.reading import ImagePart
@@ -23,10 +23,11 @@ from transfusion.serve.config import EndpointConfig
 from transfusion.serve.deadline import Deadline
 from transfusion.serve.decoder import Decoder
 from transfusion.serve.errors import ApiError
-from transfusion.serve.loop import EngineGoneError, EngineLoop, QueueFullError, Runner
+from transfusion.serve.loop import EngineGoneError, EngineLoop, Events, QueueFullError, Runner
 from transfusion.serve.messages import EngineArgs
 from transfusion.serve.metrics import Metrics
 from transfusion.serve.process import EngineProcess
+from transfusion.serve.prompts import check_length, check_unicode
 from transfusion.serve.start import StartClock
 from transfusion.serve.stepping import ThreadRunner
 
@@ -91,6 +92,7 @@ class Service:
                 precision=config.precision,
                 max_rows=config.max_batch_size,
                 threads=config.threads,
+                is_compiled=config.compile,
             ),
             metrics=metrics,
         )
@@ -153,6 +155,8 @@ class Service:
         if len(texts) == len(segments) and not "".join(texts).strip():
             raise ApiError(400, f"{param}: must not be empty", param=param)
         check_unicode([*texts, negative_prompt or ""], param)
+        self.check_fits(texts, param)
+        self.check_fits([negative_prompt or ""], "negative_prompt")
         first = self.processor.request(segments, each[0], negative_prompt=negative_prompt or "")
         requests = [Request(first.prompt, one, first.negative_prompt) for one in each]
         for request in requests:
@@ -163,6 +167,13 @@ class Service:
                     400, f"{param}: {error}", param=param, code="context_length_exceeded"
                 ) from error
         return requests
+
+    def check_fits(self, texts: Sequence[str], param: str) -> None:
+        """Raises ApiError for what cannot fit, before it is cut into tokens: megabytes take seconds."""
+        package = self.processor.package
+        context, longest = package.config.sequence_length, package.tokenizer.max_piece_chars
+        why = f"the model's context has {context} tokens, of {longest} characters at most"
+        check_length(sum(map(len, texts)), context * longest, param, why)
 
     def check_model(self, name: str | None) -> None:
         """Raises ApiError when a caller names another model than this."""
@@ -236,10 +247,8 @@ class Service:
             for decoding in images.values():
                 decoding.cancel()
 
-    async def events(
-        self, requests: Sequence[Request], deadline: Deadline | None = None
-    ) -> AsyncIterator[tuple[int, Event]]:
-        """What comes of a caller's requests, as it comes; whoever stops reading gives them up.
+    async def events(self, requests: Sequence[Request], deadline: Deadline | None = None) -> Events:
+        """What comes of a caller's requests, as it comes; whoever stops reading and closes it gives them up.
 
         Raises:
             ApiError: The server is full (429), takes too long (408), or its engine has died (503).
@@ -277,24 +286,6 @@ class Service:
         self.decoder.close()
         # FastAPI remembers endpoints, and they this: what is heavy must not be held by it.
         del self.loop, self.decoder, self.processor
-
-
-def check_unicode(texts: Sequence[str], param: str) -> None:
-    """Raises ApiError for what JSON can spell and UTF-8 cannot."""
-    try:
-        "".join(texts).encode()
-    except UnicodeEncodeError as error:
-        raise ApiError(
-            400, f"{param}: is not valid Unicode (a lone surrogate)", param=param
-        ) from error
-
-
-def check_token_ids(ids: Sequence[int], num_pieces: int, *, param: str) -> None:
-    """Raises ApiError for what stands for no text: special tokens are placed by us."""
-    if not ids or not all(0 <= one < num_pieces for one in ids):
-        raise ApiError(
-            400, f"{param}: must be token ids from 0 to {num_pieces - 1}, at least one", param=param
-        )
 
 
 def seeds_from(seed: int | None, count: int) -> list[int]:

@@ -30,15 +30,17 @@ def take_step(engine: Engine) -> Step | None:
     """The next step; None where there was nothing to do."""
     counts = engine.counts
     rows, positions = counts.rows, counts.positions
-    began = time.perf_counter()
+    began, has_failed = time.perf_counter(), False
     try:
         if not engine.step():
             return None
     except Exception as error:
+        has_failed = True
         logger.exception("a step of the engine failed")
         for job in engine.abandon():
             job.listener(job.index, Failed(error))
-    return Step(time.perf_counter() - began, counts.rows - rows, counts.positions - positions)
+    seconds = time.perf_counter() - began
+    return Step(seconds, counts.rows - rows, counts.positions - positions, has_failed)
 
 
 def warm_up(engine: Engine, tokenizer: Tokenizer) -> None:
@@ -80,6 +82,8 @@ class Stepper:
         self._wake = threading.Event()
         self._closing = False
         self._step_began: float | None = None
+        self.failed_steps = 0
+        """One after the other, up to the last."""
 
     def run(self, threads: int) -> None:
         """Until it is closed.
@@ -99,6 +103,8 @@ class Stepper:
             self._after(step)
             if step is None:
                 self._wake.wait()
+            else:
+                self.failed_steps = step.failed_after(self.failed_steps)
 
     def wake(self) -> None:
         """Something was submitted or given up."""
@@ -148,6 +154,11 @@ class ThreadRunner:
     def step_age_s(self) -> float:
         """See `Runner`."""
         return self._stepper.step_age_s
+
+    @property
+    def failed_steps(self) -> int:
+        """See `Runner`."""
+        return self._stepper.failed_steps
 
     @property
     def is_dead(self) -> bool:

@@ -4,20 +4,23 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from typing import Any
 
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from transfusion.serve.errors import BUG, ApiError, error_body
 
 logger = logging.getLogger("transfusion.serve")
 
-Chunks = AsyncIterator[Mapping[str, Any]]
+Chunks = AsyncGenerator[Mapping[str, Any], None]
 
 _EVENT = {
     "type": "object",
-    "description": "One of the events: `data` is JSON, or [DONE] at the end",
+    "description": "One of the events: `data` is JSON, or [DONE] at the end. `index` says of which sample it is: "
+    "within `choices`, or beside `type` where pictures are all that comes.",
     "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
     "required": ["data"],
 }
@@ -31,7 +34,25 @@ STREAM: dict[int | str, dict[str, Any]] = {
 """Of an endpoint that can stream, as its OpenAPI tells it."""
 
 
-async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | JSONResponse:
+class _Stream(StreamingResponse):
+    """Ends what makes its pieces when nobody takes them any more.
+
+    Left to the collector of garbage each generator would be ended for itself, an inner one before the outer.
+    """
+
+    def __init__(self, lines: AsyncGenerator[str, None], chunks: Chunks) -> None:
+        super().__init__(
+            lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+        )
+        self._lines, self._chunks = lines, chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Both: lines that nobody has begun to take end without a look at their chunks.
+        async with aclosing(self._chunks), aclosing(self._lines):
+            await super().__call__(scope, receive, send)
+
+
+async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse:
     """An answer that begins when its first chunk is there: what fails before is an error with its status.
 
     Args:
@@ -39,7 +60,7 @@ async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | 
     """
     first = await anext(chunks)
 
-    async def lines() -> AsyncIterator[str]:
+    async def lines() -> AsyncGenerator[str, None]:
         try:
             yield _line(first, named=named)
             async for chunk in chunks:
@@ -50,14 +71,10 @@ async def stream(chunks: Chunks, *, named: bool = False) -> StreamingResponse | 
         except Exception:
             logger.exception("a stream failed")
             yield _line(error_body(BUG), named=False)
-        finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
         if not named:
             yield "data: [DONE]\n\n"
 
-    return StreamingResponse(
-        lines(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
-    )
+    return _Stream(lines(), chunks)
 
 
 def head(kind: str, model: str) -> dict[str, Any]:

@@ -66,6 +66,19 @@ class Tokenizer:
         """Whether every text can be encoded without loss."""
         return any(self._processor.is_byte(index) for index in range(self.num_pieces))
 
+    @cached_property
+    def max_piece_chars(self) -> int:
+        """Characters that one id can stand for."""
+        model = self._processor
+        return max(
+            (
+                len(model.id_to_piece(index))
+                for index in range(self.num_pieces)
+                if not (model.is_byte(index) or model.is_control(index) or model.is_unknown(index))
+            ),
+            default=1,
+        )
+
     def encode(self, text: str) -> Int32[np.ndarray, " n"]:
         """Ids of a text, no special tokens."""
         return np.asarray(self._processor.encode(text, out_type=int), dtype=np.int32)

@@ -5,6 +5,7 @@ Pictures come as content parts in their place among the text, and once more in `
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import aclosing
 from typing import Any
 
 from fastapi import APIRouter
@@ -131,24 +132,25 @@ async def _chunks(
 
     read = written = 0
     begun: set[int] = set()
-    async for index, event in events:
-        role = {} if index in begun else {"role": "assistant"}
-        begun.add(index)
-        if isinstance(event, TextWritten):
-            yield chunk(index, role | {"content": event.text})
-        elif isinstance(event, ImagePreview) and event.step < event.num_steps:
-            preview = {
-                "index": event.index, "step": event.step, "num_steps": event.num_steps,
-                **_part(to_png(await service.pixels(event))),
-            }  # fmt: skip
-            yield chunk(index, role | {"preview": preview})
-        elif isinstance(event, ImageDrawn):
-            part = _part(to_png(await service.pixels(event)))
-            yield chunk(index, role | {"images": [part | {"index": event.index}]})
-        elif isinstance(event, Ended):
-            read = event.result.prompt_length
-            written += event.result.num_tokens
-            yield chunk(index, role, event.result.finish_reason)
+    async with aclosing(events):
+        async for index, event in events:
+            role = {} if index in begun else {"role": "assistant"}
+            begun.add(index)
+            if isinstance(event, TextWritten):
+                yield chunk(index, role | {"content": event.text})
+            elif isinstance(event, ImagePreview) and event.step < event.num_steps:
+                preview = {
+                    "index": event.index, "step": event.step, "num_steps": event.num_steps,
+                    **_part(to_png(await service.pixels(event))),
+                }  # fmt: skip
+                yield chunk(index, role | {"preview": preview})
+            elif isinstance(event, ImageDrawn):
+                part = _part(to_png(await service.pixels(event)))
+                yield chunk(index, role | {"images": [part | {"index": event.index}]})
+            elif isinstance(event, Ended):
+                read = event.result.prompt_length
+                written += event.result.num_tokens
+                yield chunk(index, role, event.result.finish_reason)
     if body.stream_options and body.stream_options.include_usage:
         yield top | {
             "object": "chat.completion.chunk", "choices": [], "usage": usage(read, written),

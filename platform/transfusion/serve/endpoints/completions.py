@@ -1,6 +1,8 @@
 """`POST /v1/completions`: text behind text; with `echo` and `logprobs`, what the model thinks of a text."""
 
 from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
@@ -12,8 +14,10 @@ from transfusion.sample.sampler import Sample
 from transfusion.serve.asking import params_of
 from transfusion.serve.deadline import AskedTimeout, Deadline
 from transfusion.serve.errors import ApiError
+from transfusion.serve.logprobs import Logprobs
+from transfusion.serve.prompts import check_token_ids
 from transfusion.serve.schema import CompletionRequest
-from transfusion.serve.service import Service, check_token_ids, usage
+from transfusion.serve.service import Service, usage
 from transfusion.serve.streaming import STREAM, Chunks, head, stream
 
 DEFAULT_TOKENS = 16
@@ -97,45 +101,54 @@ class _Answer:
         written = sum(sample.completion_tokens for sample in samples)
         return self.head | {"choices": choices, "usage": usage(read, written)}
 
+    def _logprobs(self, sample: Sample) -> dict[str, Any] | None:
+        """Of an echoed prompt too, BOS left out: the first is said behind BOS."""
+        if self.body.logprobs is None:
+            return None
+        return Logprobs(self._text).of([*sample.prompt_scores[1:], *sample.scores])
+
     async def chunks(self, deadline: Deadline) -> Chunks:
-        """A piece at a time."""
+        """A piece at a time; what is echoed comes with a sample's first, so that the engine is asked before it."""
         read = written = 0
-        for index in range(len(self.requests)):
-            if before := self._before(index):
-                yield self.head | _delta(index, before)
-        async for index, event in self.service.events(self.requests, deadline):
-            if isinstance(event, TextWritten):
-                yield self.head | _delta(index, event.text)
-            elif isinstance(event, Ended):
-                read += event.result.prompt_length if index % self.count == 0 else 0
-                written += event.result.num_tokens
-                yield self.head | _delta(index, "", event.result.finish_reason)
+        told = [
+            _Told(self._before(index), Logprobs(self._text))
+            for index, _ in enumerate(self.requests)
+        ]
+
+        def chunk(
+            index: int, text: str, scores: Sequence[TokenScore], reason: str | None = None
+        ) -> dict[str, Any]:
+            before, told[index].before = told[index].before, ""
+            choice = {
+                "index": index,
+                "text": before + text,
+                "finish_reason": reason,
+                "logprobs": told[index].logprobs.of(scores) if scores else None,
+            }
+            return self.head | {"choices": [choice]}
+
+        async with aclosing(self.service.events(self.requests, deadline)) as events:
+            async for index, event in events:
+                if isinstance(event, TextWritten):
+                    yield chunk(index, event.text, event.scores)
+                elif isinstance(event, Ended):
+                    result = event.result
+                    read += result.prompt_length if index % self.count == 0 else 0
+                    written += result.num_tokens
+                    # Of tokens that come with no text of their own, like those cut off by a stop.
+                    rest = result.all_scores[told[index].logprobs.count :]
+                    yield chunk(index, "", rest, result.finish_reason)
         if self.body.stream_options and self.body.stream_options.include_usage:
             yield self.head | {"choices": [], "usage": usage(read, written)}
 
-    def _logprobs(self, sample: Sample) -> dict[str, Any] | None:
-        """Parallel lists over tokens; of an echoed prompt too, BOS left out: the first is said behind BOS."""
-        if self.body.logprobs is None:
-            return None
-        scores: list[TokenScore] = [*sample.prompt_scores[1:], *sample.scores]
-        tokens = [self._spelled([score.token]) for score in scores]
-        offsets, at = [], 0
-        for token in tokens:
-            offsets.append(at)
-            at += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [score.logprob for score in scores],
-            "top_logprobs": [
-                {self._spelled([token]): logprob for token, logprob in reversed(score.top)}
-                for score in scores
-            ],
-            "text_offset": offsets,
-        }
 
-    def _spelled(self, ids: Sequence[int]) -> str:
-        """A token as a string that tells it from every other: ids that spell nothing are named."""
-        return self._text(ids) or f"<token {ids[0]}>"
+@dataclass(slots=True)
+class _Told:
+    """What a stream has told of a sample."""
+
+    before: str
+    """To be echoed still."""
+    logprobs: Logprobs
 
 
 def _num_prompts(body: CompletionRequest) -> int:
@@ -163,16 +176,13 @@ def _prompts(body: CompletionRequest, service: Service) -> list[Prompt]:
 def _check_context(prompts: Sequence[Prompt], max_tokens: int, service: Service) -> None:
     context = service.package.sequence_length
     for prompt in prompts:
-        # Bytes bound tokens from above only with byte fallback; the exact count is worth its time.
-        is_short = len(prompt) <= 32 * context
-        if is_short:
-            length = (
-                service.processor.num_positions(prompt)
-                if isinstance(prompt, str)
-                else len(prompt) + 1
-            )
-            if length + max_tokens <= context:
-                continue
+        if isinstance(prompt, str):
+            service.check_fits([prompt], "prompt")
+            length = service.processor.num_positions(prompt)
+        else:
+            length = len(prompt) + 1
+        if length + max_tokens <= context:
+            continue
         raise ApiError(
             400,
             f"prompt: with max_tokens {max_tokens} it takes more than the model's context of "
@@ -180,8 +190,3 @@ def _check_context(prompts: Sequence[Prompt], max_tokens: int, service: Service)
             param="prompt",
             code="context_length_exceeded",
         )
-
-
-def _delta(index: int, text: str, reason: str | None = None) -> dict[str, Any]:
-    choice = {"index": index, "text": text, "finish_reason": reason, "logprobs": None}
-    return {"choices": [choice]}

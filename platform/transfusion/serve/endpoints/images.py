@@ -1,7 +1,9 @@
 """`POST /v1/images/generations` and `POST /v1/images/edits`: pictures of a prompt, or of both."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, File, Form, Request, UploadFile
@@ -23,6 +25,10 @@ IMAGE_GUIDANCE = 1.5
 """Of an edit, unless told otherwise: InstructPix2Pix's (arXiv:2211.09800, section 4)."""
 
 
+_FORM_ONLY = ("image", "image[]", "image_guidance_scale", "guidance_interval[]")
+_INTERVAL = "Two numbers: guidance where t / T is within. With a comma between, or the field twice."
+
+
 def routes(service: Service) -> APIRouter:
     """The endpoints' routes."""
     router = APIRouter()
@@ -33,7 +39,7 @@ def routes(service: Service) -> APIRouter:
     ) -> dict[str, Any] | Response:
         return await _draw(service, body, "image_generation", timeout_s)
 
-    @router.post("/v1/images/edits", response_model=None)
+    @router.post("/v1/images/edits", response_model=None, responses=STREAM)
     async def edit(
         form: Request,
         prompt: Annotated[str, Form()],
@@ -48,14 +54,21 @@ def routes(service: Service) -> APIRouter:
         num_inference_steps: Annotated[int | None, Form()] = None,
         guidance_scale: Annotated[float | None, Form()] = None,
         image_guidance_scale: Annotated[float | None, Form()] = None,
+        guidance_interval: Annotated[list[str] | None, Form(description=_INTERVAL)] = None,
+        interval: Annotated[list[str] | None, Form(alias="guidance_interval[]")] = None,
+        solver: Annotated[str | None, Form()] = None,
         negative_prompt: Annotated[str | None, Form()] = None,
+        stream: Annotated[bool | None, Form()] = None,
+        partial_images: Annotated[int | None, Form()] = None,
         timeout_s: AskedTimeout = None,
     ) -> dict[str, Any] | Response:
         given = {
             "prompt": prompt, "model": model, "n": n, "size": size, "seed": seed,
             "response_format": response_format, "output_format": output_format,
             "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
-            "negative_prompt": negative_prompt,
+            "negative_prompt": negative_prompt, "solver": solver, "stream": stream,
+            "partial_images": partial_images,
+            "guidance_interval": _numbers(guidance_interval or interval, "guidance_interval"),
         }  # fmt: skip
         try:
             body = ImageRequest.model_validate({k: v for k, v in given.items() if v is not None})
@@ -65,7 +78,7 @@ def routes(service: Service) -> APIRouter:
         if not uploads:
             raise ApiError(400, "image: must be at least one picture", param="image")
         check_count(len(uploads), service.config, param="image")
-        await _check_names(form, {*given, "image", "image[]", "image_guidance_scale"})
+        await _check_names(form, {*given, *_FORM_ONLY})
         # A model of codes draws an edit by the guidance of all that is before it.
         scale = None
         if not service.package.num_codes:
@@ -128,18 +141,30 @@ async def _draw(
 
 
 async def _chunks(events: Events, service: Service, kind: str, about: dict[str, Any]) -> Chunks:
-    """`partial_image` events on the way, `completed` at the end of each."""
-    count = 0
-    async for _, event in events:
-        if isinstance(event, ImagePreview) and event.step < event.num_steps:
-            picture = to_png(await service.pixels(event))
-            yield about | {
-                "type": f"{kind}.partial_image", "b64_json": picture, "partial_image_index": count,
-            }  # fmt: skip
-            count += 1
-        elif isinstance(event, ImageDrawn):
-            picture = to_png(await service.pixels(event))
-            yield about | {"type": f"{kind}.completed", "b64_json": picture}
+    """`partial_image` events on the way, `completed` at the end of each; `index` says of which picture."""
+    counts: Counter[int] = Counter()
+    async with aclosing(events):
+        async for index, event in events:
+            if isinstance(event, ImagePreview) and event.step < event.num_steps:
+                picture = to_png(await service.pixels(event))
+                yield about | {
+                    "type": f"{kind}.partial_image", "b64_json": picture, "index": index,
+                    "partial_image_index": counts[index],
+                }  # fmt: skip
+                counts[index] += 1
+            elif isinstance(event, ImageDrawn):
+                picture = to_png(await service.pixels(event))
+                yield about | {"type": f"{kind}.completed", "b64_json": picture, "index": index}
+
+
+def _numbers(texts: Sequence[str] | None, param: str) -> list[float] | None:
+    """Numbers of a form, which knows neither: behind commas, or a field each."""
+    if texts is None:
+        return None
+    try:
+        return [float(one) for one in ",".join(texts).split(",")]
+    except ValueError as error:
+        raise ApiError(400, f"{param}: must be numbers, like 0.1,0.9", param=param) from error
 
 
 async def _check_names(form: Request, known: set[str]) -> None:

@@ -6,6 +6,7 @@ from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from transfusion.serve.errors import ApiError
 from transfusion.serve.service import Service
 
 
@@ -16,6 +17,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/health")
     async def health() -> dict[str, Any]:
+        try:
+            service.loop.check(step_timeout_s=service.config.step_timeout_s)
+        except RuntimeError as error:
+            raise ApiError(503, str(error), code="engine_unwell") from error
         told = {"status": "ok", "model": package.name, "queued": service.loop.num_queued}
         return told | ({"refused": True} if service.is_new_model_refused else {})
 

@@ -7,8 +7,14 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from transfusion.serve.prompts import check_length, check_token_ids, check_unicode
 from transfusion.serve.schema import DetokenizeRequest, TokenizeRequest
-from transfusion.serve.service import Service, check_token_ids, check_unicode
+from transfusion.serve.service import Service
+
+MAX_CHARS = 1_000_000
+"""Of a text, or ids: documents of an evaluation are longer than a context, and others wait meanwhile."""
+
+_WHY = "send it in parts"
 
 
 def routes(service: Service) -> APIRouter:
@@ -19,6 +25,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         service.check_model(body.model)
+        check_length(len(body.prompt), MAX_CHARS, "prompt", _WHY)
         check_unicode([body.prompt], "prompt")
         ids = await service.decoder.aside(lambda: tokenizer.encode(body.prompt).tolist())
         tokens = [package.special.bos, *ids] if body.add_special_tokens else ids
@@ -27,6 +34,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/detokenize")
     async def detokenize(body: DetokenizeRequest) -> dict[str, str]:
         service.check_model(body.model)
+        check_length(len(body.tokens), MAX_CHARS, "tokens", _WHY)
         check_token_ids(body.tokens, package.num_pieces, param="tokens")
         return {"prompt": await service.decoder.aside(lambda: tokenizer.decode(body.tokens))}
 
