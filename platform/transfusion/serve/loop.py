@@ -6,6 +6,7 @@ process of the engine's own.
 """
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -67,10 +68,6 @@ class Runner(Protocol):
         """Requests that have not joined."""
 
     @property
-    def num_unfinished(self) -> int:
-        """Those, and the ones that have joined and not ended."""
-
-    @property
     def step_age_s(self) -> float:
         """For how long the step under way has been so; 0 between steps."""
 
@@ -105,19 +102,20 @@ class EngineLoop:
         self.runner = runner
         self._max_unfinished = max_rows + max_queued
         self._metrics = metrics
+        self._places = _Places()
 
     @property
     def num_queued(self) -> int:
         """Requests that wait."""
-        return self.runner.num_waiting
+        return self._places.num_waiting
 
     def is_full(self, count: int) -> bool:
         """Whether so many more may not wait. Any one caller's requests may where none does, however many.
 
         What has a place in the engine does not wait, though it joins at the next step only.
         """
-        runner = self.runner
-        return runner.num_waiting > 0 and runner.num_unfinished + count > self._max_unfinished
+        places = self._places
+        return places.num_waiting > 0 and places.num_unfinished + count > self._max_unfinished
 
     def check(self, *, step_timeout_s: float) -> None:
         """Raises RuntimeError when the engine has died, is at one step for too long, or fails at every one."""
@@ -148,27 +146,76 @@ class EngineLoop:
         here = asyncio.get_running_loop()
         queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         waits = _Waits(self._metrics)
-        unfinished = set(range(len(requests)))
+        taken = self._places.take(len(requests))
 
         def tell(index: int, event: Event) -> None:
             waits.seen(index, event)
-            if isinstance(event, Ended):
-                unfinished.discard(index)
+            taken.seen(index, event)
             # The caller's loop may be gone with its server.
             if not isinstance(event, Begun) and not here.is_closed():
                 here.call_soon_threadsafe(queue.put_nowait, (index, event))
 
-        ticket = self.runner.submit(requests, tell)
+        try:
+            ticket = self.runner.submit(requests, tell)
+        except BaseException:
+            taken.give_back()
+            raise
         try:
             yield _events(queue, len(requests))
         finally:
+            unfinished = taken.give_back()
             if unfinished:
                 self.runner.cancel(ticket)
-            self._metrics.cancelled(len(unfinished))
+            self._metrics.cancelled(unfinished)
 
     def close(self) -> None:
         """Stops stepping."""
         self.runner.close()
+
+
+class _Places:
+    """How many requests are unfinished, and how many of them wait.
+
+    Counted from what is submitted and told: the engine's thread moves them between two looks at its lists.
+    """
+
+    def __init__(self) -> None:
+        self.num_waiting = self.num_unfinished = 0
+        self.lock = threading.Lock()
+
+    def take(self, count: int) -> "_Taken":
+        """Places for one caller's requests."""
+        with self.lock:
+            self.num_waiting += count
+            self.num_unfinished += count
+        return _Taken(self, count)
+
+
+class _Taken:
+    """Places of one caller."""
+
+    def __init__(self, places: _Places, count: int) -> None:
+        self._places = places
+        self._waiting, self._unfinished = set(range(count)), set(range(count))
+
+    def seen(self, index: int, event: Event) -> None:
+        """Something came of a request; on any thread."""
+        with self._places.lock:
+            if index in self._waiting:
+                self._waiting.remove(index)
+                self._places.num_waiting -= 1
+            if isinstance(event, Ended) and index in self._unfinished:
+                self._unfinished.remove(index)
+                self._places.num_unfinished -= 1
+
+    def give_back(self) -> int:
+        """Frees what is left; returns how many requests had not ended."""
+        with self._places.lock:
+            left = len(self._unfinished)
+            self._places.num_waiting -= len(self._waiting)
+            self._places.num_unfinished -= left
+            self._waiting, self._unfinished = set(), set()
+        return left
 
 
 async def _events(queue: asyncio.Queue[tuple[int, Event]], count: int) -> Events:

@@ -93,12 +93,6 @@ class EngineProcess:
             return sum(len(one.waiting) for one in self._asked.values())
 
     @property
-    def num_unfinished(self) -> int:
-        """See `Runner`."""
-        with self._lock:
-            return sum(len(one.unfinished) for one in self._asked.values())
-
-    @property
     def step_age_s(self) -> float:
         """See `Runner`; the way here and back is counted in."""
         # Callers who gave up do not make a step that hangs an end.

@@ -146,11 +146,6 @@ class ThreadRunner:
         return self.engine.num_waiting
 
     @property
-    def num_unfinished(self) -> int:
-        """See `Runner`."""
-        return self.engine.num_active + self.engine.num_waiting
-
-    @property
     def step_age_s(self) -> float:
         """See `Runner`."""
         return self._stepper.step_age_s
