@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors.torch import load
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,9 +28,10 @@ from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.model.transformer import TransfusionModel
 from transfusion.stage import TrainResources
 from transfusion.train.measures import GROUPS, group_of
-from transfusion.train.parallel import AveragedWeights, lanes_of, parameter_groups
+from transfusion.train.parallel import AveragedWeights, lanes_of, local, parameter_groups
 from transfusion.train.peaks import peak_tflops
-from transfusion.train.schedule import ema_decay, learning_rate
+from transfusion.train.schedule import checkpoint_mean_decay, ema_decay, learning_rate
+from transfusion.train.state import TrainingState
 
 UNET = model_config("unet")
 
@@ -269,6 +272,48 @@ def test_average_has_a_short_memory_at_first():
     assert [ema_decay(step, limit=0.99) for step in (0, 1, 90, 10_000)] == [
         0.1, 2 / 11, 0.91, 0.99,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "count", "expected"),
+    [(12, 4, 2, [8, 12]), (10, 4, 2, [8, 10]), (10, 4, 1, [10]), (10, 4, 9, [4, 8, 10]), (3, 4, 2, [3])],
+)  # fmt: skip
+def test_the_mean_of_checkpoints_is_that_of_the_last_ones(steps, every, count, expected):
+    weights = [
+        float(draw) for draw in torch.rand(steps, generator=torch.Generator().manual_seed(1))
+    ]
+    average = 0.0
+    for step, weight in enumerate(weights):
+        decay = checkpoint_mean_decay(step, total_steps=steps, every_steps=every, count=count)
+        average = decay * average + (1 - decay) * weight
+        if step + 1 < expected[0]:
+            assert average == weight
+    mean = sum(weights[done - 1] for done in expected) / len(expected)
+    assert average == pytest.approx(mean, rel=1e-6)
+
+
+def test_a_run_averages_its_checkpoints_and_resumes_doing_so(world, tmp_path, monkeypatch):
+    saved, as_dict = [], TrainingState.as_dict
+
+    def keep(state):
+        saved.append({name: local(w).clone() for name, w in state.model.named_parameters()})
+        return as_dict(state)
+
+    settings = config(average_checkpoints=2)
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    for folder in (calm, rough):
+        folder.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingState, "as_dict", keep)
+        made = result_file(calm, train(calm, settings=settings), "ema.safetensors")
+    assert len(saved) == 3
+    for name, average in load(made).items():
+        torch.testing.assert_close(average, (saved[1][name] + saved[2][name]) / 2)
+    with pytest.raises(InterruptedError):
+        train(rough, settings=settings, stop_after=5)
+    assert result_file(rough, train(rough, settings=settings), "ema.safetensors") == made
+    with pytest.raises(ValidationError, match="average_checkpoints 2 needs averaged weights"):
+        config(average_checkpoints=2, ema_decay=0.0)
 
 
 def test_weights_are_exchanged_and_come_back_to_the_bit():

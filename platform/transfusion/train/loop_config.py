@@ -43,6 +43,11 @@ class LoopConfig(Config):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Limit of the decay of the averaged weights. 0 keeps none: the weights stand for them, in no memory more."""
 
+    average_checkpoints: int = Field(0, ge=0)
+    """With so many the averaged weights are the mean of those at the last checkpoints (every
+    `checkpoint_every_steps`, and the last step) rather than a moving average; before the first of them they are
+    the weights as they are."""
+
     precision: Precision = "fp32"
     """`fp32`; `fp32_bf16_inner`: fp32 tensors, inner products in bf16 where the hardware is fast at them (AMX,
     tensor cores), and elsewhere oneDNN's fp32 products, up to twice as fast as MKL's on AMD; `bf16`: bf16
@@ -84,10 +89,15 @@ class LoopConfig(Config):
     seed: int = Field(ge=0)
 
     @model_validator(mode="after")
-    def _moments_are_fine_enough(self) -> "LoopConfig":
+    def _settings_fit_each_other(self) -> "LoopConfig":
         if self.adam_moments == "bf16" and self.beta2 > 0.99:
             raise ValueError(
                 f"adam_moments bf16 needs a beta2 of at most 0.99, got {self.beta2}: changes of the second "
                 "moment by less than one part in 512 are rounded away; lower beta2 or keep fp32"
+            )
+        if self.average_checkpoints and not self.ema_decay:
+            raise ValueError(
+                f"average_checkpoints {self.average_checkpoints} needs averaged weights, and an ema_decay of 0 "
+                "keeps none; leave one of them out"
             )
         return self

@@ -17,7 +17,7 @@ from transfusion.train.checkpoint import Checkpoints
 from transfusion.train.loop_config import LoopConfig
 from transfusion.train.parallel import AveragedWeights, local
 from transfusion.train.record import CheckpointRecord
-from transfusion.train.schedule import ema_decay, learning_rate
+from transfusion.train.schedule import checkpoint_mean_decay, ema_decay, learning_rate
 
 
 class TrainingState:
@@ -51,7 +51,18 @@ class TrainingState:
             group["lr"] = self.rate(step) * group.get("lr_scale", 1.0)
         self._optimizer.step()
         self.drop_gradients()
-        self.averaged.update(decay=ema_decay(step, limit=self._config.ema_decay))
+        self.averaged.update(decay=self._decay(step))
+
+    def _decay(self, step: int) -> float:
+        config = self._config
+        if not config.average_checkpoints:
+            return ema_decay(step, limit=config.ema_decay)
+        return checkpoint_mean_decay(
+            step,
+            total_steps=config.steps,
+            every_steps=config.checkpoint_every_steps,
+            count=config.average_checkpoints,
+        )
 
     def drop_gradients(self) -> None:
         """Forgets the gradients: without an update the step leaves no trace, in the moments neither."""
