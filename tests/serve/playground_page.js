@@ -32,7 +32,10 @@ const run = (code) => vm.runInContext(code, context);
 
 (async () => {
   run(fs.readFileSync(script, "utf8"));
-  if (picture) run(`picture = { url: ${JSON.stringify(picture)} }`);
+  if (picture) {
+    context.blob = await (await fetch(picture)).blob();
+    run(`picture = { blob, url: ${JSON.stringify(picture)} }`);
+  }
   while (!elements.model?.textContent) await new Promise((resolve) => setTimeout(resolve, 5));
   const answer = await run(call);
   console.log(JSON.stringify({ answer, shown, status: elements.status?.textContent, count: elements.answer?.children.length }));

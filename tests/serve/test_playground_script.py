@@ -135,8 +135,11 @@ def test_what_is_copied_runs_and_is_answered(
         assert names["answer"].choices[0].message.role == "assistant"
 
 
-def test_previews_are_seen_while_a_picture_is_drawn_and_give_it_their_place(address: str) -> None:
-    found = page(address, "draw", "a car", "run()", None)
+@pytest.mark.parametrize("mode", ["draw", "edit"])
+def test_previews_are_seen_while_a_picture_is_drawn_and_give_it_their_place(
+    address: str, upload: bytes, mode: str
+) -> None:
+    found = page(address, mode, "a car", "run()", upload if mode == "edit" else None)
     assert found["status"].startswith("done in")
     *previews, (last, _), (in_gallery, _) = found["shown"]
     assert {kind for kind, _ in previews} == {"preview"}

@@ -21,7 +21,7 @@ function request() {
     return { path: "/v1/images/generations", body: { prompt, ...drawing, stream: true, partial_images: 3 } };
   }
   if (kind === "edit") {
-    return { path: "/v1/images/edits", form: { prompt, ...drawing } };
+    return { path: "/v1/images/edits", form: { prompt, ...drawing, stream: true, partial_images: 3 } };
   }
   const content = [];
   if (picture) content.push({ type: "image_url", image_url: { url: picture.url } });
@@ -129,21 +129,17 @@ async function run() {
   try {
     const answer = await send(asked, running.signal);
     if (!answer.ok) throw new Error((await answer.json()).error.message);
-    if (asked.form) {
-      for (const one of (await answer.json()).data) out.picture(png(one.b64_json), label);
-    } else {
-      for await (const event of events(answer)) {
-        if (event.error) throw new Error(event.error.message);
-        if (event.type) {
-          if (event.type.endsWith("partial_image")) out.preview(png(event.b64_json));
-          else out.picture(png(event.b64_json), label);
-          continue;
-        }
-        const delta = event.choices.length ? event.choices[0].delta : {};
-        if (delta.content) out.text(delta.content);
-        if (delta.preview) out.preview(delta.preview.image_url.url);
-        for (const image of delta.images || []) out.picture(image.image_url.url, label);
+    for await (const event of events(answer)) {
+      if (event.error) throw new Error(event.error.message);
+      if (event.type) {
+        if (event.type.endsWith("partial_image")) out.preview(png(event.b64_json));
+        else out.picture(png(event.b64_json), label);
+        continue;
       }
+      const delta = event.choices.length ? event.choices[0].delta : {};
+      if (delta.content) out.text(delta.content);
+      if (delta.preview) out.preview(delta.preview.image_url.url);
+      for (const image of delta.images || []) out.picture(image.image_url.url, label);
     }
     say(`done in ${((performance.now() - began) / 1000).toFixed(1)} s`);
   } catch (error) {
@@ -183,7 +179,7 @@ function asCurl() {
   if (asked.form) {
     const fields = Object.entries(asked.form).filter(([, value]) => value !== undefined);
     // A prompt may begin with an @ or hold a semicolon, which -F would take for its own.
-    return `curl ${url}${key} -F image=@picture.png ` + fields.map(([name, value]) => `--form-string ${quoted(`${name}=${value}`)}`).join(" ");
+    return `curl -N ${url}${key} -F image=@picture.png ` + fields.map(([name, value]) => `--form-string ${quoted(`${name}=${value}`)}`).join(" ");
   }
   return `curl -N ${url}${key} -H 'Content-Type: application/json' -d @- <<'JSON'\n${JSON.stringify(asked.body)}\nJSON`;
 }
@@ -203,7 +199,7 @@ function asPython() {
   const lines = ["import openai", "", `client = openai.OpenAI(base_url=${python(base)}, api_key="KEY")`];
   const model = `model=${python($("model").dataset.id || "")}`;
   if (asked.form) {
-    const { prompt, ...more } = asked.form;
+    const { prompt, stream, partial_images, ...more } = asked.form;
     lines.push(`answer = client.images.edit(image=open("picture.png", "rb"), prompt=${python(prompt)}, ${model}, extra_body=${python(more)})`);
   } else if (asked.path.includes("images")) {
     const { prompt, stream, partial_images, ...more } = asked.body;
