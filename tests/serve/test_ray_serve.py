@@ -167,6 +167,26 @@ def test_rays_own_metrics_have_each_replicas_numbers(address: str) -> None:
 
 
 @pytest.mark.ray
+def test_no_key_and_no_prompt_is_in_any_log_of_rays(address: str) -> None:
+    from ray._private.worker import _global_node
+
+    key, prompt = "canary-key-7c1e", "canary-prompt-40fd"
+    for path in ("images/generations", "completions", "nothing"):
+        httpx.post(
+            f"{address}/v1/{path}?api_key={key}",
+            json={"prompt": prompt, "num_inference_steps": 10},
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=60,
+        )
+    logs = [place for place in Path(_global_node.get_logs_dir_path()).rglob("*") if place.is_file()]
+    assert any("Sampler" in place.name for place in logs), "the control: a replica's own log"
+    for place in logs:
+        text = place.read_bytes()
+        for canary in (key, prompt):
+            assert canary.encode() not in text, place
+
+
+@pytest.mark.ray
 def test_a_request_under_way_when_the_endpoint_stops_is_answered(address: str) -> None:
     from transfusion.serve.app import stop_endpoint
 
