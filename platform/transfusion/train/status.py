@@ -13,6 +13,9 @@ from transfusion.stage import StageContext
 
 POLL_S = 1.0
 
+KEPT_MESSAGES = 100
+"""Of a rank: what is published is sent whole each time, and a run of weeks says a lot."""
+
 
 class Teller(logging.Handler):
     """Publishes how far this rank is, and what it logs, in Ray's key-value store, at most every `POLL_S`.
@@ -25,11 +28,17 @@ class Teller(logging.Handler):
         super().__init__(logging.INFO if rank == 0 else logging.WARNING)
         self._key = f"{key}/{rank}"
         self._rank = rank
-        self._status: dict[str, Any] = {"pid": os.getpid(), "step": 0, "shown": {}, "messages": []}
+        self._status: dict[str, Any] = {
+            "pid": os.getpid(), "step": 0, "shown": {}, "messages": [], "dropped": 0,
+        }  # fmt: skip
         self._published = 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        self._status["messages"].append((record.levelno, record.getMessage()))
+        messages = self._status["messages"]
+        messages.append((record.levelno, record.getMessage()))
+        if len(messages) > KEPT_MESSAGES:
+            del messages[0]
+            self._status["dropped"] += 1
         if record.levelno >= logging.ERROR:
             # The process may be about to end.
             self.publish()
@@ -80,12 +89,13 @@ def follow(
                         continue
                     # A worker that was restarted begins its messages anew.
                     source = (place, status["pid"])
-                    for level, line in status["messages"][told.get(source, 0) :]:
+                    new = max(told.get(source, 0) - status["dropped"], 0)
+                    for level, line in status["messages"][new:]:
                         # What every rank warns of is said once.
                         if line not in said:
                             context.log.log(level, line)
                         said.add(line)
-                    told[source] = len(status["messages"])
+                    told[source] = status["dropped"] + len(status["messages"])
                     if place == keys[0]:
                         if not begun:
                             progress.start_at(status["step"])

@@ -1,0 +1,64 @@
+"""What workers say reaches the driver once, however much it is, and never stops a run."""
+
+import json
+import logging
+
+import pytest
+from ray.experimental import internal_kv
+
+from tests.serve.serving import until
+from transfusion.stage import Progress, Resources, StageContext
+from transfusion.storage.store import open_store
+from transfusion.train import status
+from transfusion.train.status import KEPT_MESSAGES, Teller, follow
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Ray's key-value store, as a dictionary."""
+    store = {}
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", store.__setitem__)
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", store.get)
+    monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key: store.pop(key, None))
+    return store
+
+
+def say(teller, line):
+    teller.emit(logging.LogRecord("x", logging.INFO, __file__, 1, line, None, None))
+
+
+def test_every_line_is_told_once_and_few_are_kept(kept, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(status, "POLL_S", 0.01)
+    log = logging.getLogger("transfusion.test")
+    context = StageContext(
+        name="train", uses="run", version=1, fingerprint="f" * 64, store=open_store(str(tmp_path)),
+        resources=Resources(), scratch=tmp_path, log=log,
+        progress=lambda **told: Progress(log, every_s=0.0, **told),
+    )  # fmt: skip
+    teller = Teller("key", rank=0)
+    with (
+        caplog.at_level(logging.INFO, "transfusion.test"),
+        follow("key", context, steps=9, workers=1, unit="steps"),
+    ):
+        for part in range(3):
+            for number in range(KEPT_MESSAGES - 10):
+                say(teller, f"line {part}-{number}.")
+            teller.publish()
+            until(lambda part=part: f"line {part}-{KEPT_MESSAGES - 11}." in caplog.text)
+    assert len(teller._status["messages"]) == KEPT_MESSAGES
+    told = [line for line in caplog.messages if line.startswith("line")]
+    assert told == [
+        f"line {part}-{number}." for part in range(3) for number in range(KEPT_MESSAGES - 10)
+    ]
+    assert kept == {}
+
+
+def test_a_store_that_does_not_answer_stops_no_training(monkeypatch):
+    def gone(*_):
+        raise ConnectionError("no GCS")
+
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", gone)
+    teller = Teller("key", rank=0)
+    say(teller, "a line")
+    teller.tell(3, {"loss": "1.0"})
+    assert json.loads(json.dumps(teller._status))["step"] == 3
