@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import tempfile
 import time
 import uuid
@@ -283,19 +282,3 @@ class Checkpoints:
     def _with_whole_rows(self, record: CheckpointRecord) -> CheckpointRecord:
         """With those files of rows that are as they were written; a lost curve is no reason to train again."""
         return record.model_copy(update={"metrics": self._verifier.whole(record.metrics)})
-
-
-def scratch_folder(preferred: Path) -> Path:
-    """A folder of this process's own for staging, below `preferred` where this machine has it."""
-    parent = preferred if preferred.is_dir() else None
-    return Path(tempfile.mkdtemp(prefix="train-", dir=parent))
-
-
-def remove_scratch(folder: Path) -> None:
-    """Removes a staging folder; nothing of value is in it."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def parse_rows(lines: bytes) -> list[dict[str, Any]]:
-    """Rows of a JSONL."""
-    return [json.loads(line) for line in lines.splitlines()]

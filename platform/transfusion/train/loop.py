@@ -15,18 +15,14 @@ from transfusion.stage import TrainResources
 from transfusion.storage.store import Store
 from transfusion.train import faults
 from transfusion.train.agreement import new_attempt
-from transfusion.train.checkpoint import (
-    Checkpoints,
-    parse_rows,
-    remove_scratch,
-    scratch_folder,
-)
+from transfusion.train.checkpoint import Checkpoints
 from transfusion.train.clock import Clock
 from transfusion.train.faults import NotFiniteError, Skips
-from transfusion.train.metrics import Metrics, Row, Tracker, finite
+from transfusion.train.metrics import Metrics, Row, Tracker, finite, parse_rows
 from transfusion.train.on_spike import OnSpike
 from transfusion.train.parallel import AveragedWeights, reshard
 from transfusion.train.saver import Saver
+from transfusion.train.scratch import remove_scratch, scratch_folder
 from transfusion.train.state import TrainingState
 from transfusion.train.stop import StoppedError
 from transfusion.train.trainee import Trainee

@@ -84,6 +84,11 @@ def as_lines(rows: list[Row]) -> bytes:
     )
 
 
+def parse_rows(lines: bytes) -> list[Row]:
+    """Rows of a JSONL."""
+    return [json.loads(line) for line in lines.splitlines()]
+
+
 def values_digest(rows: list[Row]) -> str:
     """Digest of what a repeated run must reproduce: steps, kinds and values; no durations."""
     return fingerprint([[row["step"], row["kind"], row["values"]] for row in rows])
