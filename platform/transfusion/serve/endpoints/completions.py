@@ -1,5 +1,6 @@
 """`POST /v1/completions`: text behind text; with `echo` and `logprobs`, what the model thinks of a text."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -40,7 +41,9 @@ def routes(service: Service) -> APIRouter:
             answer = await service.decoder.aside(lambda: _Answer(body, service))
         if body.stream:
             return await stream(answer.chunks(deadline))
-        return answer.whole(await service.ask(answer.requests, deadline))
+        samples = await service.ask(answer.requests, deadline)
+        # Millions of tokens may have to be spelled, and others' streams go on meanwhile.
+        return await asyncio.to_thread(answer.whole, samples)
 
     return router
 
