@@ -6,7 +6,7 @@
 
 `saturation`: requests a second (pictures and texts, half of each) of a bare engine and over HTTP, through Serve,
 in turns. `overload`: the latency of what is admitted at saturation, and when ten times as many requests arrive as
-are answered there; refusals, and the replica's memory. `curve`: a load that rises and falls; replicas follow, each
+are answered there; refusals, and the memory of replica, engine and proxy. `curve`: a load that rises and falls; replicas follow, each
 on a machine that Ray's autoscaler starts for it and stops again (processes here, by Ray's own provider for tests),
 and no request fails; how long each part of a replica's start took.
 Callers have a process of their own, as in life.
@@ -123,14 +123,18 @@ def start(package: Path, resources: ServeResources) -> str:
     return start_endpoint(AppArgs(model=str(package), endpoint=endpoint, resources=resources))
 
 
-def replica_rss_mib() -> float:
-    """Memory of the replica's two processes."""
+SERVING = ("ServeReplica", "transfusion.serve.engine_process", "ProxyActor", "haproxy")
+"""In the names of what an answer passes: the replica, its engine, Serve's proxy and the one before it."""
+
+
+def serving_rss_mib() -> float:
+    """Memory of all processes that an answer passes: what waits may wait in any of them."""
     import psutil
 
     found = 0
     for one in psutil.process_iter():
         named = " ".join(one.cmdline() or [one.name()])
-        if "ServeReplica" in named or "transfusion.serve.engine_process" in named:
+        if any(part in named for part in SERVING):
             found += one.memory_info().rss
     return found / 2**20
 
@@ -162,7 +166,7 @@ def overload(package: Path, *, seconds: float) -> bool:
         )
         memory = []
         while not under_way.done():
-            memory.append(replica_rss_mib())
+            memory.append(serving_rss_mib())
             time.sleep(seconds / 20)
         beyond = under_way.result()
     slower = beyond.quantile(0.99) / at_saturation.quantile(0.99)
@@ -173,7 +177,7 @@ def overload(package: Path, *, seconds: float) -> bool:
         f"ten times that: {beyond.rate:.2f}/s, p50 {beyond.quantile(0.5):.2f} s, "
         f"p99 {beyond.quantile(0.99):.2f} s ({slower:.2f}x; bar 1.5x); {dict(beyond.codes)}, "
         f"{beyond.without_retry_after} refusals without Retry-After\n"
-        f"the replica's memory over {seconds:.0f} s: {kept[0]:.0f} to {kept[-1]:.0f} MiB, "
+        f"memory of replica, engine and proxy over {seconds:.0f} s: {kept[0]:.0f} to {kept[-1]:.0f} MiB, "
         f"at most {max(kept):.0f}"
     )
     refused_only = set(beyond.codes) <= {200, 429} and not beyond.without_retry_after
