@@ -6,9 +6,9 @@
 
 `saturation`: requests a second (pictures and texts, half of each) of a bare engine and over HTTP, through Serve,
 in turns. `overload`: the latency of what is admitted at saturation, and when ten times as many requests arrive as
-are answered there; refusals, and the memory of replica, engine and proxy. `curve`: a load that rises and falls; replicas follow, each
-on a machine that Ray's autoscaler starts for it and stops again (processes here, by Ray's own provider for tests),
-and no request fails; how long each part of a replica's start took.
+are answered there; refusals, and the memory of replica, engine and proxy. `curve`: a load that rises and falls;
+replicas follow, each on a machine that Ray's autoscaler starts for it and stops again (processes here, by Ray's
+own provider for tests), and no request fails; how long each part of a replica's start took.
 Callers have a process of their own, as in life.
 """
 
