@@ -30,8 +30,13 @@ def model():
     return built
 
 
+def spelled(ids) -> str:
+    """A letter a token."""
+    return "".join(chr(ord("A") + one) for one in ids)
+
+
 def any_request(seed: int) -> Request:
-    """Text, an image, both as the model likes, or an edit; each with its own settings."""
+    """Text, an image, both as the model likes, or an edit; each with its own of whatever there is to set."""
     rng = random.Random(seed)
     ids = tuple(rng.randrange(NUM_PIECES) for _ in range(rng.randint(1, 20)))
     latent = torch.randn(LATENT, generator=torch.Generator().manual_seed(seed % 5))
@@ -41,8 +46,13 @@ def any_request(seed: int) -> Request:
         "described": (TextPart(ids[:3]), ImagePart(latent)),
     }.get(kind, (TextPart(ids),))
     params = {
-        "solver": "dpm++",
+        "solver": rng.choice(["dpm++", "unipc"]),
         "num_inference_steps": rng.choice([10, 12]),
+        "guidance_interval": rng.choice([(0.0, 1.0), (0.2, 0.8)]),
+        "preview_every": rng.choice([0, 4]),
+        "stop": rng.choice([(), ("c",), ("dE", "k")]),
+        "logprobs": rng.choice([None, 2]),
+        "top_k": rng.choice([0, 5]),
         "guidance_scale": rng.choice([1.0, 3.0]),
         "temperature": rng.choice([0.0, 0.7, 1.0]),
         "top_p": rng.choice([1.0, 0.9]),
@@ -61,12 +71,15 @@ def any_request(seed: int) -> Request:
 
 @lru_cache(maxsize=256)
 def alone(seed: int):
-    (result,) = generate(model(), CONFIG, [any_request(seed)])
+    (result,) = generate(model(), CONFIG, [any_request(seed)], decode=spelled)
     return result
 
 
 def same(one, other) -> None:
     assert one.finish_reason == other.finish_reason
+    assert [score.token for score in one.scores] == [score.token for score in other.scores]
+    for a, b in zip(one.scores, other.scores, strict=True):
+        assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
     assert len(one.parts) == len(other.parts)
     for a, b in zip(one.parts, other.parts, strict=True):
         if isinstance(a, TextPart):
@@ -78,7 +91,7 @@ def same(one, other) -> None:
 def test_two_hundred_requests_get_alone_what_they_get_in_random_company(
     unchecked_shapes: None,
 ) -> None:
-    engine = Engine(model(), CONFIG, max_rows=12)
+    engine = Engine(model(), CONFIG, max_rows=12, decode=spelled)
     order = list(range(200))
     random.Random(0).shuffle(order)
     jobs = {}
@@ -107,7 +120,7 @@ def test_two_hundred_requests_get_alone_what_they_get_in_random_company(
     max_rows=st.integers(1, 5),
 )
 def test_whoever_comes_goes_or_is_cancelled_the_rest_is_not_moved(events, max_rows: int) -> None:
-    engine = Engine(model(), CONFIG, max_rows=max_rows)
+    engine = Engine(model(), CONFIG, max_rows=max_rows, decode=spelled)
     jobs = []
     for what, number in events:
         if what == "join":
