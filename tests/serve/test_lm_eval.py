@@ -1,6 +1,10 @@
-"""lm-evaluation-harness' `local-completions`, unchanged, scores as the model asked directly does."""
+"""lm-evaluation-harness' `local-completions`, unchanged, scores as the model asked directly does.
+
+Of a tiny model, or of a package: TRANSFUSION_TEST_PACKAGE=FOLDER pytest tests/serve/test_lm_eval.py
+"""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -81,7 +85,8 @@ def test_choices_and_writing_score_as_the_model_does_asked_directly(tmp_path, mo
     from lm_eval.tasks import TaskManager
 
     monkeypatch.setenv("OPENAI_API_KEY", "none")
-    sampler = Sampler(load_package(tiny_package(tmp_path)))
+    given = os.environ.get("TRANSFUSION_TEST_PACKAGE")
+    sampler = Sampler(load_package(Path(given) if given else tiny_package(tmp_path)))
     scores = [[score(sampler, context, choice) for choice in CHOICES] for context in CONTEXTS]
     chosen = [row.index(max(row)) for row in scores]
     # The truth is what the model says for two of three, so that its accuracy is neither 0 nor 1.
@@ -106,7 +111,7 @@ def test_choices_and_writing_score_as_the_model_does_asked_directly(tmp_path, mo
         told = lm_eval.simple_evaluate(
             model="local-completions",
             model_args={
-                "model": "tiny", "base_url": f"{address}v1/completions", "max_length": 64,
+                "model": sampler.package.name, "base_url": f"{address}v1/completions", "max_length": 64,
                 "max_gen_toks": 5, "num_concurrent": 1,
             },
             batch_size=4,
