@@ -41,8 +41,7 @@ def serve_model(
 
     key_digests()
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    _listen(stopped)
     start_ray(num_cpus=resources.num_cpus, log=log, proxy=resources.serve.proxy)
     # After Ray is up: importing Serve is what takes the time, and a wrong path should not wait for it.
     from transfusion.serve.app import AppArgs, start_endpoint, stop_endpoint
@@ -50,6 +49,8 @@ def serve_model(
     try:
         args = AppArgs(model=str(folder), endpoint=endpoint, resources=resources.serve)
         address = start_endpoint(args)
+        # Ray takes SIGTERM for itself when it comes up, and would break off what is under way.
+        _listen(stopped)
         log.info(f"serving {folder}")
         log.info(f"{address}/  the playground, in a browser; /health and /metrics")
         log.info(
@@ -65,3 +66,8 @@ def serve_model(
         stop_endpoint()
     finally:
         stop_ray()
+
+
+def _listen(stopped: threading.Event) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
