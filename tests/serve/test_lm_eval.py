@@ -111,7 +111,7 @@ def test_choices_and_writing_score_as_the_model_does_asked_directly(tmp_path, mo
         told = lm_eval.simple_evaluate(
             model="local-completions",
             model_args={
-                "model": sampler.package.name, "base_url": f"{address}v1/completions", "max_length": 64,
+                "model": sampler.package.config.name, "base_url": f"{address}v1/completions", "max_length": 64,
                 "max_gen_toks": 5, "num_concurrent": 1,
             },
             batch_size=4,
