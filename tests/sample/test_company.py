@@ -299,7 +299,7 @@ def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
 def test_padding_to_buckets_changes_nothing_and_makes_few_shapes() -> None:
     shapes = {}
     for in_buckets in (False, True):
-        engine = Engine(model(), CONFIG, max_rows=8, in_buckets=in_buckets)
+        engine = Engine(model(), CONFIG, max_rows=8, decode=spelled, in_buckets=in_buckets)
         seen = set()
         handle = (
             model()
