@@ -221,7 +221,7 @@ def test_a_replica_whose_engine_fails_or_hangs_is_unwell_until_it_goes_on(tmp_pa
             # Nor does it help that those who asked have gone.
             os.kill(engine.pid, signal.SIGSTOP)
             gone = asyncio.create_task(draw(client))
-            await asyncio.to_thread(until, lambda: engine.num_waiting > 0)
+            await asyncio.to_thread(until, lambda: replica.service.loop.num_queued > 0)
             gone.cancel()
             await asyncio.to_thread(until, lambda: engine.step_age_s > ENDPOINT.step_timeout_s)
             with pytest.raises(RuntimeError, match="a step of the engine takes"):

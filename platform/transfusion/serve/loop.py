@@ -64,10 +64,6 @@ class Runner(Protocol):
     """Takes the engine's steps while there is something to do."""
 
     @property
-    def num_waiting(self) -> int:
-        """Requests that have not joined."""
-
-    @property
     def step_age_s(self) -> float:
         """For how long the step under way has been so; 0 between steps."""
 
@@ -102,7 +98,7 @@ class EngineLoop:
         self.runner = runner
         self._max_unfinished = max_rows + max_queued
         self._metrics = metrics
-        self._places = _Places()
+        self._places = _Places(metrics)
 
     @property
     def num_queued(self) -> int:
@@ -179,16 +175,23 @@ class _Places:
     Counted from what is submitted and told: the engine's thread moves them between two looks at its lists.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
         self.num_waiting = self.num_unfinished = 0
         self.lock = threading.Lock()
+        self._metrics = metrics
 
     def take(self, count: int) -> "_Taken":
         """Places for one caller's requests."""
         with self.lock:
-            self.num_waiting += count
-            self.num_unfinished += count
+            self.add(waiting=count, unfinished=count)
         return _Taken(self, count)
+
+    def add(self, *, waiting: int, unfinished: int) -> None:
+        """So many more of each; with the lock held."""
+        self.num_waiting += waiting
+        self.num_unfinished += unfinished
+        if waiting:
+            self._metrics.queued(self.num_waiting)
 
 
 class _Taken:
@@ -203,17 +206,16 @@ class _Taken:
         with self._places.lock:
             if index in self._waiting:
                 self._waiting.remove(index)
-                self._places.num_waiting -= 1
+                self._places.add(waiting=-1, unfinished=0)
             if isinstance(event, Ended) and index in self._unfinished:
                 self._unfinished.remove(index)
-                self._places.num_unfinished -= 1
+                self._places.add(waiting=0, unfinished=-1)
 
     def give_back(self) -> int:
         """Frees what is left; returns how many requests had not ended."""
         with self._places.lock:
             left = len(self._unfinished)
-            self._places.num_waiting -= len(self._waiting)
-            self._places.num_unfinished -= left
+            self._places.add(waiting=-len(self._waiting), unfinished=-left)
             self._waiting, self._unfinished = set(), set()
         return left
 
@@ -245,9 +247,8 @@ class _Waits:
             self._metrics.first(waited, "text" if isinstance(event, TextWritten) else "image")
 
 
-def count_step(metrics: Metrics, step: Step | None, *, num_waiting: int) -> None:
+def count_step(metrics: Metrics, step: Step | None) -> None:
     """Counts what a step did, where there was anything to do."""
-    metrics.queued(num_waiting)
     if step is not None:
         metrics.step(step.seconds)
         metrics.rows(step.rows)

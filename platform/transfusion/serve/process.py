@@ -13,12 +13,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from transfusion.errors import ArtifactError
-from transfusion.sample.events import Ended, Event, Failed
+from transfusion.sample.events import Ended, Failed
 from transfusion.sample.jobs import Listener
 from transfusion.sample.rows import Request
 from transfusion.serve.guards import KEYS
@@ -87,12 +87,6 @@ class EngineProcess:
         return float(told.warm_up_s)
 
     @property
-    def num_waiting(self) -> int:
-        """See `Runner`."""
-        with self._lock:
-            return sum(len(one.waiting) for one in self._asked.values())
-
-    @property
     def step_age_s(self) -> float:
         """See `Runner`; the way here and back is counted in."""
         # Callers who gave up do not make a step that hangs an end.
@@ -114,7 +108,7 @@ class EngineProcess:
         with self._lock:
             if self._is_idle:
                 self._heard_at, self._is_idle = time.perf_counter(), False
-            self._asked[ticket] = _Asked(listener, len(requests))
+            self._asked[ticket] = _Asked(listener, set(range(len(requests))))
         self._send(Submit(ticket, requests))
         if self._is_dead:
             # Nobody reads any more that it is.
@@ -163,11 +157,12 @@ class EngineProcess:
                 asked = self._asked.get(ticket)
                 if asked is None:
                     continue
-                asked.seen(index, event)
+                if isinstance(event, (Ended, Failed)):
+                    asked.unfinished.discard(index)
                 if not asked.unfinished:
                     del self._asked[ticket]
             asked.listener(index, event)
-        count_step(self._metrics, told.step, num_waiting=self.num_waiting)
+        count_step(self._metrics, told.step)
 
     def _fail(self) -> None:
         """Nothing comes any more of what was asked."""
@@ -191,15 +186,4 @@ class _Asked:
     """Requests that were submitted together."""
 
     listener: Listener
-    count: int
-    waiting: set[int] = field(init=False)
-    unfinished: set[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.waiting, self.unfinished = set(range(self.count)), set(range(self.count))
-
-    def seen(self, index: int, event: Event) -> None:
-        """Something came of one."""
-        self.waiting.discard(index)
-        if isinstance(event, (Ended, Failed)):
-            self.unfinished.discard(index)
+    unfinished: set[int]

@@ -134,16 +134,8 @@ class ThreadRunner:
         self.engine = engine
         self._threads = threads
         metrics.max_rows(engine.max_rows)
-        self._stepper = Stepper(
-            engine,
-            after=lambda step: count_step(metrics, step, num_waiting=engine.num_waiting),
-        )
+        self._stepper = Stepper(engine, after=lambda step: count_step(metrics, step))
         self._thread: threading.Thread | None = None
-
-    @property
-    def num_waiting(self) -> int:
-        """See `Runner`."""
-        return self.engine.num_waiting
 
     @property
     def step_age_s(self) -> float:

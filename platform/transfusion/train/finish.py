@@ -1,6 +1,5 @@
 """From the first step to the result's files, on every rank. Plain torch."""
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from transfusion.train.agreement import first_alone
 from transfusion.train.faults import fault_name, rewind_name
 from transfusion.train.loop import PREVIEWS, Place, Tell, fit
 from transfusion.train.metrics import Row, Tracker, as_lines, values_digest
+from transfusion.train.scratch import scratch_folder
 from transfusion.train.tracking import make_tracker
 from transfusion.train.trainee import Trainee
 
@@ -57,8 +57,7 @@ def run_to_end(
         stop=stop,
         save=save,
     )
-    where = scratch if scratch.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="result-", dir=where) as result:
+    with scratch_folder(scratch) as result:
         written = trainee.write(Path(result), averaged=finished.averaged)
         files = first_alone(lambda: _publish(Path(result), finished.rows, store, folder))
     if files is None:

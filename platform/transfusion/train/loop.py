@@ -22,7 +22,7 @@ from transfusion.train.metrics import Metrics, Row, Tracker, finite, parse_rows
 from transfusion.train.on_spike import OnSpike
 from transfusion.train.parallel import AveragedWeights, reshard
 from transfusion.train.saver import Saver
-from transfusion.train.scratch import remove_scratch, scratch_folder
+from transfusion.train.scratch import scratch_folder
 from transfusion.train.state import TrainingState
 from transfusion.train.stop import StoppedError
 from transfusion.train.trainee import Trainee
@@ -83,7 +83,6 @@ def fit(
         StoppedError: The run was asked to end. All steps up to then are in a checkpoint.
     """
     resources = resources or TrainResources()
-    scratch = scratch_folder(place.scratch)
     attempt = new_attempt()
     hung = f"{place.folder}/{faults.FAULTS}/hang-{attempt}-rank-{dist.get_rank()}.txt"
 
@@ -91,15 +90,13 @@ def fit(
         log.error("%s (rank %d)", stacks.partition("\n")[0], dist.get_rank())
         place.store.write(hung, stacks.encode())
 
-    run = _Run(trainee, place, scratch, attempt, resources, tell)
-    try:
+    with scratch_folder(place.scratch) as scratch:
+        run = _Run(trainee, place, Path(scratch), attempt, resources, tell)
         with Watchdog(timeout_s=float(resources.hang_timeout_s), told=keep_stacks) as watchdog:
             try:
                 return run.to_end(watchdog.beat, stop, save, tracker)
             finally:
                 run.close()
-    finally:
-        remove_scratch(scratch)
 
 
 class _Run:
