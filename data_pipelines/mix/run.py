@@ -19,7 +19,6 @@ from data_pipelines.mix.statistics import Statistics
 from data_pipelines.mix.streams import Streams, training_streams, validation_streams
 from data_pipelines.mix.takedown import Takedown
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import FileEntry, Outcomes
 from transfusion.artifacts.mixture import HELD_OUT, HELD_OUT_SCHEMA, Mixture, MixtureSource
 from transfusion.artifacts.pool import mark_used
@@ -35,11 +34,7 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
     constants = constants_of_inputs(config, inputs)
     latent, whole = constants.latent, sources_of_codes(config, inputs)
     num_patches = patches_of_an_image(config, latent, context)
-    if context.raw is not None and context.raw != fingerprint(raw_input(config)):
-        # The artifact's name says which keys were planned to go; it must not hold another list's mixture.
-        raise ArtifactError(
-            f"{context.name}: takedown: {config.takedown} has changed since the job was planned; run it again"
-        )
+    context.check_raw(raw_input(config), what=f"takedown: {config.takedown}")
     takedown = Takedown.of_file(config.takedown)
     mark_used(context.store, context.pool)
     candidates = read_sources(config, inputs, context, takedown=takedown, num_patches=num_patches)

@@ -48,6 +48,10 @@ class ClassPrompt(Config):
             raise BadRow(
                 "unknown_label", f"{column!r} is {label!r}, which names has no name for"[:200]
             )
+        return self.worded(name)
+
+    def worded(self, name: str) -> str:
+        """The prompt of the class of that name."""
         return self.template.replace(LABEL, name)
 
     @property

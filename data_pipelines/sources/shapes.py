@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field, model_validator
 
 from data_pipelines.documents import Document, Image, Rejected, Text
+from data_pipelines.sources.class_prompts import ClassPrompt
 from data_pipelines.sources.source import ShardDescriptor, identify
 from transfusion.config import Config
 from transfusion.stage import Stage
@@ -62,11 +63,18 @@ class ShapesConfig(Config):
 
     weights: SceneWeights = SceneWeights()
 
+    class_prompt: ClassPrompt | None = None
+    """Makes the drawings a class-conditional set of 18 classes: `{label}` is "red circle". Needs max_objects 1."""
+
     @model_validator(mode="after")
     def _drawable(self) -> "ShapesConfig":
         if self.max_objects == 1 and self.weights.single <= 0:
             raise ValueError(
                 "max_objects 1 leaves only single objects, but weights.single is 0; raise it"
+            )
+        if self.class_prompt is not None and self.max_objects != 1:
+            raise ValueError(
+                f"class_prompt names one object an image, but max_objects is {self.max_objects}; set it to 1"
             )
         return self
 
@@ -85,8 +93,10 @@ STAGE = Stage(
 def list_shards(config: ShapesConfig) -> list[ShardDescriptor]:
     """Runs of consecutive images."""
     drawn = config.model_dump(
-        mode="json", exclude={"num_images", "first_image", "images_per_shard"}
+        mode="json", exclude={"num_images", "first_image", "images_per_shard", "class_prompt"}
     )
+    if config.class_prompt is not None:
+        drawn["class_prompt"] = config.class_prompt.identity()
     end = config.first_image + config.num_images
     shards = []
     for start in range(config.first_image, end, config.images_per_shard):
@@ -130,4 +140,7 @@ def describe(config: ShapesConfig, index: int) -> tuple["Scene", str]:
     scene = draw_scene(
         Draws("scene", config.seed, index), kind_weights=weights, max_objects=config.max_objects
     )
+    if config.class_prompt is not None:
+        (one,) = scene.objects
+        return scene, config.class_prompt.worded(f"{one.color} {one.shape}")
     return scene, draw_caption(Draws("caption", config.seed, index), scene)

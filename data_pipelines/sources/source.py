@@ -112,11 +112,7 @@ def run(config: Config, inputs: Mapping[str, "Artifact"], context: StageContext)
 
     del inputs
     shards = source_module(context.uses).list_shards(config)
-    if context.raw is not None and context.raw != fingerprint([s.identity for s in shards]):
-        # The artifact's name says what was planned; it must not hold anything else.
-        raise ArtifactError(
-            f"{context.name}: raw input has changed while the job was planned; run it again"
-        )
+    context.check_raw([shard.identity for shard in shards], what="raw input")
     columns = {
         "identity": pa.array([shard.identity for shard in shards], pa.string()),
         "spec": pa.array([canonical_json(shard.spec) for shard in shards], pa.large_string()),

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from transfusion.artifacts.canonical import fingerprint
 from transfusion.config import Config
+from transfusion.errors import ArtifactError
 
 if TYPE_CHECKING:
     from transfusion.artifacts.manifest import FileEntry, Outcomes
@@ -235,6 +237,17 @@ class StageContext:
     def pool(self) -> str:
         """The folder of the stage's shard pool in the store."""
         return f"{self.uses}/pool"
+
+    def check_raw(self, listed: Any, *, what: str) -> None:
+        """That raw input, listed again, is what the job was planned with: the artifact's name says it is.
+
+        Raises:
+            ArtifactError: `what`, which names the input, has changed.
+        """
+        if None not in (self.raw, listed) and self.raw != fingerprint(listed):
+            raise ArtifactError(
+                f"{self.name}: {what} changed since the job was planned; run it again"
+            )
 
 
 class Progress:

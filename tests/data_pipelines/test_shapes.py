@@ -11,6 +11,7 @@ from PIL import Image as PillowImage
 from data_pipelines.documents import Document, Image, Text
 from data_pipelines.shapes_world.draws import Draws
 from data_pipelines.shapes_world.scene import COLORS, SHAPES, Scene
+from data_pipelines.sources.class_prompts import ClassPrompt
 from data_pipelines.sources.shapes import (
     SceneWeights,
     ShapesConfig,
@@ -160,3 +161,22 @@ def test_a_config_that_cannot_be_drawn_is_refused_with_a_remedy() -> None:
 def test_one_document_is_what_a_shard_holds() -> None:
     config = ShapesConfig(num_images=3, seed=9)
     assert [document(config, index) for index in range(3)] == _documents(config)
+
+
+def test_classes_are_the_same_drawings_with_the_prompt_of_their_class() -> None:
+    plain = ShapesConfig(num_images=300, seed=2, max_objects=1)
+    classes = plain.model_copy(
+        update={"class_prompt": ClassPrompt(template="Please draw {label} now")}
+    )
+    drawn, same = _documents(classes), _documents(plain)
+    assert [_pixels(one).tobytes() for one in drawn] == [_pixels(one).tobytes() for one in same]
+    assert {_caption(one) for one in drawn} == {
+        f"Please draw {color} {shape} now" for color in COLORS for shape in SHAPES
+    }
+    assert set(identities(classes)).isdisjoint(identities(plain))
+
+
+def test_a_class_prompt_asks_for_scenes_of_one_object() -> None:
+    values = {"num_images": 5, "seed": 0, "class_prompt": {}}
+    _, (fault,) = validate(ShapesConfig, values, where="x")
+    assert "max_objects is 3; set it to 1" in fault

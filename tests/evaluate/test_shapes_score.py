@@ -115,6 +115,18 @@ def test_prompts_are_drawn_evenly_and_the_same_for_a_seed(task: str) -> None:
     assert {prompt.tag for prompt in drawn} == {task}
 
 
+def test_single_objects_are_asked_for_as_classes_and_judged_as_before() -> None:
+    plain = make_prompts("single_object", 18, seed=3)
+    classes = make_prompts("single_object", 18, seed=3, class_prompt="An image of {label}.")
+    assert [one.include for one in classes] == [one.include for one in plain]
+    assert all(
+        one.text == f"An image of {one.include[0].color} {one.include[0].shape}." for one in classes
+    )
+    assert make_prompts("counting", 5, seed=3, class_prompt="{label}") == make_prompts(
+        "counting", 5, seed=3
+    )
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_a_prompt_asks_for_what_its_words_say(task: str) -> None:
     for prompt in TASKS[task]():  # type: ignore[index]

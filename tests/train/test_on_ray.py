@@ -34,7 +34,7 @@ def fit(folder, marker, number=signal.SIGKILL, train=None, victim="worker"):
         **config().resolved(),
         "case": {"marker": marker, "signal": int(number), "victim": victim},
     }
-    return train_on_ray("tests.train.worlds:build", values, {}, context, steps=config().steps)
+    return train_on_ray("tests.train.worlds:build", values, {}, context, steps=config().steps, lanes=4)
 
 
 def test_a_killed_worker_costs_steps_but_changes_nothing(ray_cluster, tmp_path, caplog):

@@ -5,11 +5,13 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load
 
 from tests.train.test_faults import contents
 from tests.train.worlds import MadeUpSource, config, in_world, result_file, rows, train
 from transfusion.stage import TrainResources
 from transfusion.train.faults import SpikeError
+from transfusion.train.parallel import local
 from transfusion.train.saver import Saver
 from transfusion.train.spikes import SpikeConfig
 from transfusion.train.state import TrainingState
@@ -143,6 +145,28 @@ def test_a_run_that_goes_back_ends_as_one_without_those_steps(
     )
     assert {"faults/step-000006.json", "faults/step-000007.json"} < set(names(outcome))
     assert outcome["metrics"]["train.rewound_steps"] == len(passed_over)
+
+
+@pytest.mark.parametrize("policy", ["skip", "rewind"])
+def test_a_mean_of_checkpoints_counts_those_that_were_passed_over(tmp_path, monkeypatch, policy):
+    """With the weights that the run stood at: the mean is taken by hand of what was saved."""
+    saved, as_dict = [], TrainingState.as_dict
+
+    def keep(state):
+        saved.append({name: local(w).clone() for name, w in state.model.named_parameters()})
+        return as_dict(state)
+
+    monkeypatch.setattr(TrainingState, "as_dict", keep)
+    settings = spiking(policy, average_checkpoints=5)
+    loud = [9] if policy == "skip" else [8, 9]
+    outcome = train(tmp_path, settings=settings, source=MadeUpSource(loud=loud))
+    of_6, of_8, of_10, of_12, of_14 = saved[-5:]
+    if policy == "rewind":
+        assert marked(tmp_path, outcome, "rewound_steps") == {9: 4.0}, "back to step 6"
+        of_8 = of_6
+    for name, average in load(result_file(tmp_path, outcome, "ema.safetensors")).items():
+        mean = (of_6[name] + of_8[name] + of_10[name] + of_12[name] + of_14[name]) / 5
+        torch.testing.assert_close(average, mean)
 
 
 def test_damage_done_before_the_loss_shows_it_is_undone(tmp_path, monkeypatch):

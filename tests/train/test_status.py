@@ -23,8 +23,8 @@ def kept(monkeypatch):
     return store
 
 
-def say(teller, line):
-    teller.emit(logging.LogRecord("x", logging.INFO, __file__, 1, line, None, None))
+def say(teller, line, level=logging.INFO):
+    teller.handle(logging.LogRecord("x", level, __file__, 1, line, None, None))
 
 
 def test_every_line_is_told_once_and_few_are_kept(kept, monkeypatch, caplog, tmp_path):
@@ -38,7 +38,7 @@ def test_every_line_is_told_once_and_few_are_kept(kept, monkeypatch, caplog, tmp
     teller = Teller("key", rank=0)
     with (
         caplog.at_level(logging.INFO, "transfusion.test"),
-        follow("key", context, steps=9, workers=1, unit="steps"),
+        follow("key", context, steps=9, workers=1),
     ):
         for part in range(3):
             for number in range(KEPT_MESSAGES - 10):
@@ -51,6 +51,16 @@ def test_every_line_is_told_once_and_few_are_kept(kept, monkeypatch, caplog, tmp
         f"line {part}-{number}." for part in range(3) for number in range(KEPT_MESSAGES - 10)
     ]
     assert kept == {}
+
+
+def test_a_warning_of_any_rank_is_published_at_once(kept):
+    first, other = Teller("key", rank=0), Teller("key", rank=3)
+    for teller in (first, other):
+        say(teller, "a shard was read again", logging.WARNING)
+    assert set(kept) == {"key/3"}, "the first rank's goes with its next step"
+    assert json.loads(kept["key/3"])["messages"] == [[logging.WARNING, "a shard was read again"]]
+    first.tell(1, {})
+    assert "key/0" in kept
 
 
 def test_a_store_that_does_not_answer_stops_no_training(monkeypatch):

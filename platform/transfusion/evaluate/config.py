@@ -34,6 +34,9 @@ class EvaluateConfig(ImageSampling):
     num_single_object: int = Field(128, ge=1)
     """Prompts of the task `single_object`."""
 
+    class_prompt: str | None = Field(None, pattern=r"\{label\}")
+    """How a class-conditional model of the drawn shapes is asked for a single object: `{label}` is "red circle"."""
+
     num_per_task: int = Field(32, ge=1)
     """Prompts of every other task."""
 

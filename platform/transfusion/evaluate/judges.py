@@ -146,6 +146,8 @@ def judge_autoencoder(evaluation: Evaluation) -> None:
 def judge_text(evaluation: Evaluation) -> None:
     """Held-out text in bits per byte, beside a unigram model of the text that was trained on."""
     config, package = evaluation.config, evaluation.sampler.package
+    if not config.num_text_documents:
+        return
     unigram = Unigram(package.config.num_pieces)
     texts: list[HeldOutText] = []
     learned = 0

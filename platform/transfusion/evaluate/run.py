@@ -116,8 +116,11 @@ def _run(
     judge_text(evaluation)
     with evaluation.timed("validation"):
         evaluation.metrics |= validation_losses(package, mixture)
-    with evaluation.timed("paired"):
-        evaluation.metrics |= paired_losses(package, images[: config.num_paired])
+    if config.num_paired and package.config.num_codes:
+        context.log.warning("num_paired: images are tokens, which have no diffusion loss")
+    else:
+        with evaluation.timed("paired"):
+            evaluation.metrics |= paired_losses(package, images[: config.num_paired])
     metrics = evaluation.metrics
     told = [f"{name} {metrics[name]:.3f}" for name in HEADLINES if name in metrics]
     context.log.info(", ".join(told))

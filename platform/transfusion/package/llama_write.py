@@ -28,13 +28,16 @@ def run(config: ToLlamaConfig, inputs: Mapping[str, Artifact], context: StageCon
     model, faults = validate(ModelConfig, trained.manifest.config["model"], where="run: model")
     if model is None:
         raise ArtifactError("\n".join(faults))
+    plan = read_mixture(trained.input("mixture"))
     folder = context.scratch / "llama"
     write_llama(
         folder,
         model,
         load_file(trained.local(WEIGHT_FILES[config.weights])),
-        special=SpecialIds.after(int(inputs["tokenizer"].metadata["num_pieces"])),
-        sequence_length=read_mixture(trained.input("mixture")).sequence_length,
+        special=SpecialIds.after(
+            int(inputs["tokenizer"].metadata["num_pieces"]), num_codes=plan.num_codes
+        ),
+        sequence_length=plan.sequence_length,
     )
     shutil.copyfile(inputs["tokenizer"].local(TOKENIZER), folder / TOKENIZER)
     return Made(files=publish_folder(context.store, context.folder, folder))

@@ -67,10 +67,12 @@ def faults(config: TrainConfig, roles: Mapping[str, str]) -> list[str]:
             f".lr_scale_pretrained: must be 1 where training starts from nothing, got "
             f"{config.lr_scale_pretrained:g}; name what to start from in init_from"
         )
-    if config.frozen_text and not (starts and config.model.weights == "by_modality"):
+    if config.frozen_text and not starts:
+        found.append(".frozen_text: needs weights to freeze; name what to start from in init_from")
+    if config.frozen_text and config.model.weights != "by_modality":
         found.append(
-            ".frozen_text: needs weights to freeze and others to train: set init_from, and model.weights: "
-            f"by_modality, got init_from {config.init_from!r} and model.weights {config.model.weights!r}"
+            ".frozen_text: needs weights beside the frozen ones: set model.weights to by_modality, got "
+            f"{config.model.weights!r}"
         )
     return found
 

@@ -52,8 +52,6 @@ class Finished:
 
     rows: list[Row]
     averaged: AveragedWeights
-    started_at: int
-    """The step that this attempt resumed from."""
 
 
 Tell = Callable[[int, Mapping[str, str]], None]
@@ -164,7 +162,7 @@ class _Run:
                 )
         saver.wait()
         lines = self._checkpoints.rows(saver.stored) if self._first else b""
-        return Finished(rows=parse_rows(lines), averaged=self._state.averaged, started_at=start)
+        return Finished(rows=parse_rows(lines), averaged=self._state.averaged)
 
     def close(self) -> None:
         """Ends what runs in the background."""
@@ -200,7 +198,7 @@ class _Run:
             values |= self._spikes.update(step, values, before_going_back=saver.wait)
         else:
             self._skips.add(step, values)
-            state.drop_gradients()
+            state.pass_over(step)
             values = {name: value for name, value in values.items() if finite({name: value})}
             values["skipped"] = 1.0
         if self._first:

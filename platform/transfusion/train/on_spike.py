@@ -57,7 +57,7 @@ class OnSpike:
         marks = {"spike": 1.0}
         stayed = len(self.memory.high) >= config.spikes.rewind_after_steps
         if config.on_spike == "skip":
-            self._state.drop_gradients()
+            self._state.pass_over(step)
             self._skips.count(step, why=why, data=data, error=SpikeError)
             marks["skipped"] = 1.0
         elif config.on_spike == "rewind" and stayed:
@@ -102,6 +102,8 @@ class OnSpike:
             )
         record = self._record_before(begin, told=f"{told}; its data: {data}")
         self._state.load(self._checkpoints, record)
+        for passed in range(record.step, step + 1):
+            self._state.pass_over(passed)
         self._skips.steps = list(record.skipped)
         self.memory = rewound(memory, record.spikes, step=step, to=record.step)
         self._skips.write_rewind(self.memory.rewinds[-1], why=told)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.mixture import Mixture, read_mixture
 from transfusion.errors import ArtifactError
 from transfusion.ingest.reader import MixtureReader
@@ -27,25 +26,14 @@ def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageConte
     """Trains on the mixture."""
     plan = read_mixture(inputs["mixture"])
     check_plan(config, plan)
-    listed = list_files(config)
-    if listed is not None and context.raw not in (None, fingerprint(listed)):
-        raise ArtifactError(
-            f"{context.name}: init_from: {config.init_from} has changed since the job was planned; run it again"
-        )
-    workers = context.resources.train.num_workers
-    if workers > plan.lanes:
-        raise ArtifactError(
-            f"{context.name}: {workers} workers for a plan of {plan.lanes} lanes: the rest would idle; set "
-            f"train.num_workers in the profile to at most {plan.lanes}, or raise the mixture's lanes"
-        )
-    outcome = train_on_ray(
-        "transfusion.train.run:build", config.resolved(), inputs, context, steps=config.steps
-    )
-    return Made(
-        files=outcome.files,
-        metadata=outcome.metadata,
-        metrics=outcome.metrics,
-        timings=outcome.timings,
+    context.check_raw(list_files(config), what=f"init_from: {config.init_from}")
+    return train_on_ray(
+        "transfusion.train.run:build",
+        config.resolved(),
+        inputs,
+        context,
+        steps=config.steps,
+        lanes=plan.lanes,
     )
 
 

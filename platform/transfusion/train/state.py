@@ -65,8 +65,17 @@ class TrainingState:
         )
 
     def drop_gradients(self) -> None:
-        """Forgets the gradients: without an update the step leaves no trace, in the moments neither."""
+        """Forgets the gradients."""
         self._optimizer.zero_grad(set_to_none=True)
+
+    def pass_over(self, step: int) -> None:
+        """Makes no update: the step leaves no trace, in the moments neither.
+
+        A mean of checkpoints is of the weights at their steps, whether or not a step moved them.
+        """
+        self.drop_gradients()
+        if self._config.average_checkpoints and (decay := self._decay(step)) < 1:
+            self.averaged.update(decay=decay)
 
     def not_finite(self) -> list[str]:
         """Names of weights that hold a NaN or an infinity on any rank."""

@@ -18,7 +18,9 @@ KEPT_MESSAGES = 100
 
 
 class Teller(logging.Handler):
-    """Publishes how far this rank is, and what it logs, in Ray's key-value store, at most every `POLL_S`.
+    """Publishes how far this rank is, and what it logs, in Ray's key-value store.
+
+    The first rank does at most every `POLL_S`; the others say nothing but warnings, each at once.
 
     A report through Ray Train would be a barrier over all ranks, and ends at the controller, not the driver;
     Ray's forwarding of logs is a wall of other people's lines.
@@ -39,8 +41,8 @@ class Teller(logging.Handler):
         if len(messages) > KEPT_MESSAGES:
             del messages[0]
             self._status["dropped"] += 1
-        if record.levelno >= logging.ERROR:
-            # The process may be about to end.
+        if self._rank or record.levelno >= logging.ERROR:
+            # Nothing else publishes for other ranks than the first; and after an error the process may end.
             self.publish()
 
     def tell(self, step: int, shown: Mapping[str, str]) -> None:
@@ -62,9 +64,7 @@ class Teller(logging.Handler):
 
 
 @contextmanager
-def follow(
-    key: str, context: StageContext, *, steps: int, workers: int, unit: str
-) -> Iterator[None]:
+def follow(key: str, context: StageContext, *, steps: int, workers: int) -> Iterator[None]:
     """Shows on the driver how far the workers are, from a thread: `fit` blocks."""
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
@@ -72,7 +72,7 @@ def follow(
     keys = [f"{key}/{rank}" for rank in range(workers)]
 
     def watch() -> None:
-        with context.progress(total=steps, unit=unit) as progress:
+        with context.progress(total=steps, unit="steps") as progress:
             told: dict[tuple[str, int], int] = {}
             said: set[str] = set()
             begun = False

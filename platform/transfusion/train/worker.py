@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.errors import ArtifactError, TransfusionError
-from transfusion.stage import StageContext, TrainResources
+from transfusion.stage import Made, StageContext, TrainResources
 from transfusion.train.lease import lease
 from transfusion.train.status import Teller, follow
 
@@ -65,16 +65,6 @@ class TrainJob:
     status_key: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainOutcome:
-    """What came of it."""
-
-    files: list[FileEntry]
-    metadata: dict[str, Any]
-    metrics: dict[str, float]
-    timings: dict[str, float]
-
-
 def train_on_ray(
     build: str,
     config: Mapping[str, Any],
@@ -82,13 +72,22 @@ def train_on_ray(
     context: StageContext,
     *,
     steps: int,
-    unit: str = "steps",
-) -> TrainOutcome:
+    lanes: int,
+) -> Made:
     """Runs a training job on the Ray that is up, resuming it if it was begun before.
+
+    Args:
+        lanes: Micro-batches of a global batch, of which a worker needs one at least.
 
     Raises:
         TransfusionError: A mistake that a person can mend, from any worker.
     """
+    workers = context.resources.train.num_workers
+    if workers > lanes:
+        raise ArtifactError(
+            f"{context.name}: {workers} workers for {lanes} lanes: the rest would idle; set train.num_workers in "
+            f"the profile to at most {lanes}, or raise the lanes of what is trained on"
+        )
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
     resources = context.resources.train
@@ -139,13 +138,7 @@ def train_on_ray(
     try:
         with (
             lease(context.store, context.folder, log=context.log),
-            follow(
-                job.status_key,
-                context,
-                steps=steps,
-                workers=most,
-                unit=unit,
-            ),
+            follow(job.status_key, context, steps=steps, workers=most),
         ):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -155,7 +148,7 @@ def train_on_ray(
     returned = result.return_value
     if "fault" in returned:
         raise ArtifactError(returned["fault"])
-    return TrainOutcome(
+    return Made(
         files=[FileEntry.model_validate(file) for file in returned["files"]],
         metadata=returned["metadata"],
         metrics=returned["metrics"],

@@ -8,7 +8,7 @@ two colours.
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -58,9 +58,17 @@ class Prompt:
         return {"tag": self.tag, "include": include, "prompt": self.text}
 
 
-def make_prompts(task: Task, count: int, seed: int) -> list[Prompt]:
-    """So many prompts of a task, drawn without repeats until all there are were drawn once."""
+def make_prompts(
+    task: Task, count: int, seed: int, *, class_prompt: str | None = None
+) -> list[Prompt]:
+    """So many prompts of a task, drawn without repeats until all there are were drawn once.
+
+    Args:
+        class_prompt: Words single objects as classes: `{label}` becomes "red circle".
+    """
     every = TASKS[task]()
+    if class_prompt is not None:
+        every = [_of_its_class(prompt, class_prompt) for prompt in every]
     draw = random.Random(f"{task}/{seed}")  # noqa: S311 a sample of prompts, no secret
     prompts: list[Prompt] = []
     while len(prompts) < count:
@@ -74,6 +82,13 @@ def _single_object() -> list[Prompt]:
         for color in COLORS
         for shape in SHAPES
     ]
+
+
+def _of_its_class(prompt: Prompt, worded: str) -> Prompt:
+    if prompt.tag != "single_object":
+        return prompt
+    (one,) = prompt.include
+    return replace(prompt, text=worded.replace("{label}", f"{one.color} {one.shape}"))
 
 
 def _two_objects() -> list[Prompt]:

@@ -23,6 +23,7 @@ def _prompts(config: EvaluateConfig) -> list[Prompt]:
             task,
             config.num_single_object if task == "single_object" else config.num_per_task,
             config.seed,
+            class_prompt=config.class_prompt,
         )
     ]
 
