@@ -1,8 +1,8 @@
 """The jobs of jobs/paper begun on this machine: `python -m tests.paper jobs/paper/0.16b.yaml [key=value ...]`.
 
-Buckets, autoencoder, tokenizer and Llama are stand-ins, made anew: two dozen drawings of 256 px, a reference manual, an
-autoencoder of the right shape that was never trained. All else is the job's own, the model at its size too, but for
-what says how much: length and number of sequences, steps, drawings. 0.16b takes some minutes on 2 cores, 6 GiB.
+Buckets, autoencoder and tokenizer are stand-ins, made anew: two dozen drawings of 256 px, a reference manual, an
+autoencoder of the right shape that was never trained. All else is the job's own, the model at its size too, but
+for what says how much: length and number of sequences, steps, drawings.
 """
 
 import argparse
@@ -61,7 +61,9 @@ class Places:
         }
 
 
-def make_places(folder: Path, *, latent_channels: int, codes: int | None, vocab_size: int) -> Places:
+def make_places(
+    folder: Path, *, latent_channels: int, codes: int | None, vocab_size: int
+) -> Places:
     """Writes all stand-ins but the Llama.
 
     Args:

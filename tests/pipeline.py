@@ -8,10 +8,26 @@ from typing import Any
 from transfusion.artifacts.artifact import Artifact, open_artifact
 from transfusion.artifacts.canonical import canonical_json, fingerprint
 from transfusion.artifacts.manifest import Content, InputRef, Manifest, manifest_path
+from transfusion.artifacts.shards import row_entries
+from transfusion.artifacts.tables import load_table
+from transfusion.artifacts.tokens import TokenRow, token_rows
 from transfusion.config import validate
 from transfusion.spec.stages import load_function
 from transfusion.stage import Made, Progress, Resources, StageContext
 from transfusion.storage.store import Store, open_store
+
+CODES = 32
+"""Of the codebook where a test has images as tokens."""
+
+MIX_OF_CODES = {
+    "sequence_length": 160,
+    "sequences_per_micro_batch": 2,
+    "lanes": 2,
+    "num_steps": 4,
+    "seed": 0,
+    "held_out_fraction": 0.3,
+    "layout": {"patch_size": 1},
+}
 
 
 def make_context(
@@ -190,3 +206,42 @@ def make_mixture(
         config | changed,
         {"latents": latents, "captions": tokens["images"], "prose": tokens["docs"]},
     )
+
+
+def shapes(root: Path, num_images: int = 24) -> Artifact:
+    """Drawings with captions, eight a shard."""
+    config = {"num_images": num_images, "seed": 3, "images_per_shard": 8}
+    return make(root, "data_pipelines.sources.shapes", config)
+
+
+def tokenizer_of(root: Path, listing: Artifact) -> Artifact:
+    return make(root, "data_pipelines.tokenizer", {"vocab_size": 320}, {"images": listing})
+
+
+def rows_of(tokens: Artifact) -> list[TokenRow]:
+    entries = row_entries(tokens).values()
+    return [row for entry in entries for row in token_rows(load_table(tokens.store, entry))]
+
+
+def coded(root: Path, listing: Artifact, autoencoder: Artifact, **config: Any) -> Artifact:
+    """The images of a listing as tokens, among the words of their captions."""
+    from data_pipelines.shards import in_process
+
+    return make(
+        root,
+        "data_pipelines.tokenize_images",
+        {"image_size_px": 32, "seed": 1, **config},
+        {
+            "documents": listing,
+            "tokenizer": tokenizer_of(root, listing),
+            "autoencoder": autoencoder,
+        },
+        launch=in_process,
+    )
+
+
+def mixture_of_codes(root: Path, tokens: Artifact, **config: Any) -> Artifact:
+    """A plan over what `coded` made."""
+    sources = {"pairs": {"tokens": "images"}}
+    values = {"sources": sources, **MIX_OF_CODES, **config}
+    return make(root, "data_pipelines.mix", values, {"images": tokens})

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from data_pipelines.sampling import SamplesConfig
-from transfusion.package.config import Solver
+from transfusion.diffusion.config import SolverName
 
 
 class GenerateConfig(SamplesConfig):
@@ -12,7 +12,7 @@ class GenerateConfig(SamplesConfig):
     num_samples: int = Field(default=1, ge=1, le=1000)
     """Pictures of each prompt, each with a seed of its own: of more, the first ones are the same."""
 
-    solver: Solver | None = None
+    solver: SolverName | None = None
     """How noise is taken away."""
 
     num_inference_steps: int | None = Field(default=None, ge=1)

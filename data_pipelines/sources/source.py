@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from data_pipelines.documents import Document, Rejected
 from transfusion.artifacts.canonical import canonical_json, fingerprint
 from transfusion.config import Config, suggestion
-from transfusion.errors import ArtifactError, SpecError
+from transfusion.errors import SpecError
 from transfusion.stage import Made, Stage, StageContext
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def main() -> int:
             except Exception as error:
                 faults[name] = f"{type(error).__name__}: {error}"
                 traceback.print_exc()
-            device.free()
+            device.forget()
             # Written after each part: a lease that ends early leaves what was measured.
             record = {
                 "machine": describe(device),

@@ -1,6 +1,7 @@
 """The device: its clock, its memory and what it reaches on plain work."""
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,6 +29,16 @@ class Device:
         if self.is_cuda:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
+
+    def forget(self) -> None:
+        """After one part and before the next: models that are gone, and what was compiled for them.
+
+        A sharded model lies in cycles, and lives on until they are collected; dynamo compiles a function for eight
+        kinds of input and not for a ninth.
+        """
+        gc.collect()
+        torch._dynamo.reset()
+        self.free()
 
     def peak_gib(self) -> float:
         """Most memory that was taken since `free`."""

@@ -3,7 +3,8 @@
 Needs torch, numpy, einops, jaxtyping, pydantic and rich. The whole of a step (forward, backward, clipping, AdamW,
 average), in bf16 with fp32 masters, of packed text and images: with attention by key ranges, with a dense
 mask, and as if all were causal text; eager and with blocks compiled. Of each: MFU at the pairs that are seen,
-positions a second, peak memory, and how often something was compiled after the warm-up. Not yet measured on CUDA.
+positions a second, peak memory, and how often something was compiled after the warm-up. An update is of four
+micro-batches (`--accumulate`), as of 2 M positions on 16 GPUs. Not yet measured on CUDA.
 `--device cpu --preset tiny --length 128 --sequences 1` shows in a minute that the paths hold.
 """
 
@@ -54,6 +55,7 @@ class Memory:
     """How a model is made to fit one GPU of 140 GiB."""
 
     sequences: int
+    """Of a micro-batch."""
     moments: AdamMoments = "fp32"
     averaged: bool = True
     checkpointing: ActivationCheckpointing = "none"
@@ -73,11 +75,18 @@ class Training:
     """Steps of one model, whose attention can be exchanged."""
 
     def __init__(
-        self, device: Device, setting: Setting, memory: Memory, *, backend: str | None
+        self,
+        device: Device,
+        setting: Setting,
+        memory: Memory,
+        *,
+        backend: str | None,
+        accumulate: int = 1,
     ) -> None:
         set_precision("bf16", device=device.torch, cpu_threads=torch.get_num_threads())
         self._batches = [make_batch(setting.packing, seed=n).to(device.torch) for n in range(3)]
         self._memory = memory
+        self._accumulate = accumulate
         model = make_model(setting, "meta")
         checkpoint_blocks(model.blocks, memory.checkpointing)
         if backend is not None:
@@ -102,6 +111,15 @@ class Training:
 
     def step(self) -> None:
         """One update of the weights."""
+        for _ in range(self._accumulate):
+            self._forward_backward()
+        nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._averaged is not None:
+            self._averaged.update(decay=0.999)
+
+    def _forward_backward(self) -> None:
         batch = self._batches[self._taken % len(self._batches)]
         self._taken += 1
         noisy = add_noise(batch.latents, batch.noise, batch.timesteps, self._path)
@@ -111,12 +129,8 @@ class Training:
                 targets=batch.text_targets, chunk_rows=self._memory.chunk_rows
             )
         sums = loss_sums(self._model(batch, noisy, chunked), batch)
-        combine(sums, global_lm_count=sums.lm_count, global_image_count=sums.image_count).backward()
-        nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        if self._averaged is not None:
-            self._averaged.update(decay=0.999)
+        share = combine(sums, global_lm_count=sums.lm_count, global_image_count=sums.image_count)
+        (share / self._accumulate).backward()
 
 
 def plan_dense(lo: Tensor, hi: Tensor, **_: object) -> Attend:
@@ -155,10 +169,15 @@ def attention_by(name: str) -> Iterator[None]:
 
 
 def measure(
-    device: Device, setting: Setting, memory: Memory, *, backend: str | None
+    device: Device,
+    setting: Setting,
+    memory: Memory,
+    *,
+    backend: str | None,
+    accumulate: int = 1,
 ) -> Iterator[Result]:
     """Steps of a preset with each kind of attention, in turns."""
-    training = Training(device, setting, memory, backend=backend)
+    training = Training(device, setting, memory, backend=backend, accumulate=accumulate)
     batch = training.batch
     peaks = {}
 
@@ -190,7 +209,7 @@ def measure(
     }
     for name in PLANS:
         about = f"{setting.preset}, {'compiled' if backend else 'eager'}, {name}"
-        rate = flops[name] / turns.median(name) / 1e12
+        rate = accumulate * flops[name] / turns.median(name) / 1e12
         bar = MFU_BAR if device.is_cuda and backend and name == "key ranges" else None
         yield Result(
             name=f"{about}, {density(batch):.0%} of pairs seen" if name != "causal only" else about,
@@ -201,7 +220,7 @@ def measure(
             bar=bar,
             against="the maker's sheet (MFU)",
         )
-        positions = batch.token_ids.numel() / turns.median(name)
+        positions = accumulate * batch.token_ids.numel() / turns.median(name)
         yield Result(
             name=about,
             value=positions,
@@ -262,10 +281,12 @@ def main(given: Sequence[str] | None = None) -> int:
                 about = f"{preset}, {backend}"
                 try:
                     chosen = None if backend == "off" else backend
-                    results += measure(device, setting, memory, backend=chosen)
+                    results += measure(
+                        device, setting, memory, backend=chosen, accumulate=arguments.accumulate
+                    )
                 except Exception as error:
                     faults[about] = f"{type(error).__name__}: {error}"
-                device.free()
+                device.forget()
                 record = {
                     "machine": describe(device),
                     "setting": vars(arguments) | {"out": str(arguments.out)},
@@ -275,7 +296,10 @@ def main(given: Sequence[str] | None = None) -> int:
                 # Written after each part: a lease that ends early leaves what was measured.
                 arguments.out.write_text(json.dumps(record, indent=1) + "\n")
                 print(f"{about}: {'failed' if about in faults else 'done'}", file=sys.stderr)
-    show(results, title=f"{device.name}, torch {torch.__version__}")
+    title = (
+        f"{device.name}, torch {torch.__version__}, {arguments.accumulate} micro-batches an update"
+    )
+    show(results, title=title)
     for about, fault in faults.items():
         print(f"{about}: {fault}")
     return 1 if faults or any(result.holds is False for result in results) else 0
@@ -287,6 +311,9 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--sequences", type=int, help="of a micro-batch; what fits an H200")
     parser.add_argument("--length", type=int, default=4096, help="positions of a sequence")
+    parser.add_argument(
+        "--accumulate", type=int, default=4, help="micro-batches of an update of the weights"
+    )
     parser.add_argument("--rounds", type=int, default=8, help="turns of each kind of attention")
     parser.add_argument(
         "--compile",

@@ -2,37 +2,26 @@
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from data_pipelines.shards import in_process
-from tests.data_pipelines.test_tokenize_images import CODES, coded
-from tests.data_pipelines.test_tokenize_text import rows_of, shapes
-from tests.pipeline import make, make_autoencoder
+from tests.pipeline import (
+    CODES,
+    MIX_OF_CODES,
+    coded,
+    make,
+    make_autoencoder,
+    mixture_of_codes,
+    rows_of,
+    shapes,
+)
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.errors import ArtifactError
 from transfusion.evaluate.held_out import held_out_images, text_documents
 from transfusion.ingest.reader import MixtureReader
-
-MIX = {
-    "sequence_length": 160,
-    "sequences_per_micro_batch": 2,
-    "lanes": 2,
-    "num_steps": 4,
-    "seed": 0,
-    "held_out_fraction": 0.3,
-    "layout": {"patch_size": 1},
-}
-
-
-def mixture_of_codes(root: Path, tokens: Artifact, **config: Any) -> Artifact:
-    sources = {"pairs": {"tokens": "images"}}
-    return make(
-        root, "data_pipelines.mix", {"sources": sources, **MIX, **config}, {"images": tokens}
-    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +43,10 @@ def test_batches_hold_whole_documents_as_text(world: tuple[Path, Artifact, Artif
     )  # fmt: skip
     sources = {"pairs": {"tokens": "images"}, "prose": {"tokens": "prose"}}
     mixture = make(
-        root, "data_pipelines.mix", {"sources": sources, **MIX}, {"images": tokens, "prose": prose}
+        root,
+        "data_pipelines.mix",
+        {"sources": sources, **MIX_OF_CODES},
+        {"images": tokens, "prose": prose},
     )
     plan = read_mixture(mixture)
     assert plan.num_codes == CODES
@@ -116,7 +108,7 @@ def test_what_one_model_cannot_read_is_refused(world: tuple[Path, Artifact, Arti
         make(
             root,
             "data_pipelines.mix",
-            {**MIX, "sources": sources},
+            {**MIX_OF_CODES, "sources": sources},
             {"images": tokens, "latents": latents},
         )
 

@@ -14,30 +14,12 @@ from data_pipelines.shards import in_process
 from data_pipelines.sources.source import open_listing
 from data_pipelines.tokenize_images.config import TokenizeImagesConfig
 from data_pipelines.tokenize_images.rows import CodedImage, coded_row
-from tests.data_pipelines.test_tokenize_text import rows_of, shapes, tokenizer_of
-from tests.pipeline import make, make_autoencoder
-from transfusion.artifacts.artifact import Artifact
+from tests.pipeline import CODES, coded, make, make_autoencoder, rows_of, shapes, tokenizer_of
 from transfusion.artifacts.shards import read_rejects
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.errors import ArtifactError
 from transfusion.sequence.special import SpecialIds
 from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
-
-CODES = 32
-
-
-def coded(root: Path, listing: Artifact, autoencoder: Artifact, **config: object) -> Artifact:
-    return make(
-        root,
-        "data_pipelines.tokenize_images",
-        {"image_size_px": 32, "seed": 1, **config},
-        {
-            "documents": listing,
-            "tokenizer": tokenizer_of(root, listing),
-            "autoencoder": autoencoder,
-        },
-        launch=in_process,
-    )
 
 
 def test_documents_are_captions_and_codes_in_both_orders(tmp_path: Path) -> None:

@@ -7,29 +7,13 @@ import numpy as np
 import pytest
 
 from data_pipelines.shards import in_process
-from tests.pipeline import make
-from transfusion.artifacts.artifact import Artifact
+from tests.pipeline import make, rows_of, shapes, tokenizer_of
 from transfusion.artifacts.pool import ShardPool
-from transfusion.artifacts.shards import row_entries
-from transfusion.artifacts.tables import load_table
-from transfusion.artifacts.tokens import MAX_META_COLUMNS, TokenRow, index_table, token_rows
+from transfusion.artifacts.tokens import MAX_META_COLUMNS, TokenRow, index_table
 from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
 
 SHAPES = "data_pipelines.sources.shapes"
 TOKENIZE = "data_pipelines.tokenize_text"
-
-
-def shapes(root: Path, num_images: int = 24) -> Artifact:
-    return make(root, SHAPES, {"num_images": num_images, "seed": 3, "images_per_shard": 8})
-
-
-def tokenizer_of(root: Path, listing: Artifact) -> Artifact:
-    return make(root, "data_pipelines.tokenizer", {"vocab_size": 320}, {"images": listing})
-
-
-def rows_of(tokens: Artifact) -> list[TokenRow]:
-    entries = row_entries(tokens).values()
-    return [row for entry in entries for row in token_rows(load_table(tokens.store, entry))]
 
 
 def test_every_document_is_there_with_its_text(tmp_path: Path) -> None:

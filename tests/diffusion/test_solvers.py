@@ -8,9 +8,16 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from pydantic import ValidationError
 
-from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName
+from transfusion.diffusion.config import (
+    SOLVER_STEPS,
+    STRAIGHT_SOLVERS,
+    NoiseConfig,
+    ScheduleName,
+    SolverName,
+    TargetName,
+)
 from transfusion.diffusion.schedules import noise_path
-from transfusion.diffusion.solvers import SOLVERS, SolverName, check_steps, make_solver
+from transfusion.diffusion.solvers import SOLVERS, check_steps, make_solver
 from transfusion.diffusion.targets import TARGETS
 
 
@@ -42,9 +49,9 @@ def steps_offered(noises):
     return [
         pytest.param(*pair.values, num_steps, id=f"{pair.id}-{num_steps}")
         for pair in offered(noises)
-        for offer in [SOLVERS[pair.values[1]]]
-        for num_steps in sorted({offer.min_steps, 50, 100, 250, offer.max_steps})
-        if offer.min_steps <= num_steps <= offer.max_steps
+        for fewest, most in [SOLVER_STEPS[pair.values[1]]]
+        for num_steps in sorted({fewest, 50, 100, 250, most})
+        if fewest <= num_steps <= most
     ]
 
 
@@ -54,7 +61,9 @@ def test_targets_and_schedules_that_belong_together_are_these():
         ("linear", "epsilon"), ("linear", "v"),
         ("straight", "flow"),
     }  # fmt: skip
-    assert set(get_args(SolverName)) == set(SOLVERS)
+    assert set(get_args(SolverName)) == set(SOLVERS) == set(SOLVER_STEPS)
+    straight = {name for name, solver in SOLVERS.items() if solver.build_straight is not None}
+    assert straight == set(STRAIGHT_SOLVERS)
 
 
 def exact(noise):
@@ -140,11 +149,11 @@ def test_shifted_timesteps_are_those_of_diffusers():
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_too_few_or_too_many_steps_are_refused_with_the_range(solver):
-    offer = SOLVERS[solver]
-    with pytest.raises(ValueError, match=f"{offer.min_steps} to {offer.max_steps}"):
-        make_solver(solver, num_steps=offer.min_steps - 1)
-    with pytest.raises(ValueError, match=f"{offer.min_steps} to {offer.max_steps}"):
-        check_steps(solver, num_steps=offer.max_steps + 1)
+    fewest, most = SOLVER_STEPS[solver]
+    with pytest.raises(ValueError, match=f"{fewest} to {most}"):
+        make_solver(solver, num_steps=fewest - 1)
+    with pytest.raises(ValueError, match=f"{fewest} to {most}"):
+        check_steps(solver, num_steps=most + 1)
 
 
 def test_a_solver_that_is_not_made_for_the_schedule_is_refused_with_those_that_are():

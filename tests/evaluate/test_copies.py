@@ -59,7 +59,7 @@ def trained_on(
     )
     means = torch.randn(30, *LATENT, generator=torch.Generator().manual_seed(1))
     for index, latent in enumerate(planted):
-        means[index] = sampler.package.autoencoder.denormalize(latent[None])[0]
+        means[index] = sampler.package.autoencoder.statistics.denormalize(latent[None])[0]
 
     def images(*_: Any, **__: Any) -> Iterator[TrainingImages]:
         keys = [f"k{index}" for index in range(len(means))]

@@ -8,20 +8,9 @@ import pytest
 import torch
 from torch.nn.attention import flex_attention as flex
 
+from tests.model.dense import dense
 from transfusion.model import attention, blockwise
 from transfusion.model.attention import BACKENDS, BackendName, plan_attention
-
-
-def dense(q, k, v, lo, hi, lo2=None, hi2=None):
-    """Softmax over all keys with everything outside the ranges at minus infinity."""
-    share = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
-    keys = torch.arange(k.shape[2])
-    visible = (keys >= lo[..., None]) & (keys < hi[..., None])
-    if lo2 is not None:
-        visible |= (keys >= lo2[..., None]) & (keys < hi2[..., None])
-    scores = torch.einsum("bhqe,bhke->bhqk", q, k) * q.shape[-1] ** -0.5
-    return torch.softmax(scores.masked_fill(~visible[:, None], -torch.inf), -1) @ v
 
 
 def inputs(*, positions=40, heads=4, kv_heads=2, seed=0):

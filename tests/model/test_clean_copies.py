@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.model.dense import dense
 from tests.tiny import LATENT, NUM_PIECES, tiny_model
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.diffusion.noising import Noising
@@ -206,12 +207,7 @@ def test_a_twin_far_behind_what_it_sees_is_attended_right_and_by_its_document_al
     attend = plan_attention(lo, hi, query_block=block, backend="blocks", lo2=lo2, hi2=hi2)
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, total, 8, generator=generator)
-    keys = torch.arange(total)
-    visible = ((keys >= lo[..., None]) & (keys < hi[..., None])) | (
-        (keys >= lo2[..., None]) & (keys < hi2[..., None])
-    )
-    scores = torch.einsum("bhqe,bhke->bhqk", q, k) * 8**-0.5
-    reference = torch.softmax(scores.masked_fill(~visible[:, None], -torch.inf), -1) @ v
+    reference = dense(q, k, v, lo, hi, lo2, hi2)
     torch.testing.assert_close(attend(q, k, v), reference, rtol=1e-4, atol=1e-5)
     # No block reads a key before the documents of its queries.
     starts = torch.repeat_interleave(

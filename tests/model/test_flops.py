@@ -5,6 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.model.conftest import CONFIGS, LATENT_SHAPE, SPECIAL, make_batch, make_document
+from tests.model.dense import dense
 from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.flops import Work, forward_flops, training_flops
 from transfusion.model.presets import LLAMA_VOCABULARY, preset
@@ -12,13 +13,6 @@ from transfusion.model.transformer import TransfusionModel
 from transfusion.sequence.ranges import ImagePlace, key_ranges
 
 LATENT = (8, 32, 32)
-
-
-def dense(q, k, v):
-    """Attention written out: every query is multiplied with every key."""
-    share = q.shape[1] // k.shape[1]
-    k, v = (x.repeat_interleave(share, dim=1) for x in (k, v))
-    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1) @ v
 
 
 def counted_on_meta(config, *, positions, text_rows, images):

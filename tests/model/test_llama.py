@@ -10,10 +10,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from transfusion.errors import ArtifactError
 from transfusion.model.attention import plan_attention
-from transfusion.model.llama import LlamaCheckpoint, load_llama
+from transfusion.model.llama import LlamaCheckpoint
 from transfusion.model.llama_config import transformer_config
 from transfusion.model.presets import preset
 from transfusion.model.transformer import TransfusionModel
+from transfusion.sequence.special import SpecialIds
+from transfusion.train.pretrained import Begun, Start, begin
 
 VOCABULARY = 50
 SHAPE = {
@@ -51,6 +53,11 @@ def ours(folder: Path, *, vocab_size: int = VOCABULARY + 5, **changed) -> Transf
     return model.eval()
 
 
+def start(model: TransfusionModel, folder: Path) -> Begun:
+    """As training starts from it."""
+    return begin(model, Start(folder), special=SpecialIds.after(model.vocab_size - 5))
+
+
 @torch.no_grad()
 def logits(model: TransfusionModel, ids: torch.Tensor) -> torch.Tensor:
     positions = torch.arange(ids.shape[1]).expand_as(ids)
@@ -74,7 +81,7 @@ def test_a_checkpoint_gives_the_logits_of_transformers(tmp_path, variant, shard_
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == (shard_size == "60KB")
     model = ours(tmp_path)
     assert difference(model, theirs) > 0.1
-    load_llama(model, tmp_path)
+    start(model, tmp_path)
     assert difference(model, theirs) < 1e-4
 
 
@@ -86,7 +93,7 @@ def test_mistral_is_of_the_family(tmp_path):
     theirs = MistralForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path)
     model = ours(tmp_path)
-    load_llama(model, tmp_path)
+    start(model, tmp_path)
     assert difference(model, theirs) < 1e-4
 
 
@@ -94,16 +101,19 @@ def test_what_the_checkpoint_has_not_keeps_its_weights(tmp_path):
     theirs = written(tmp_path, num_key_value_heads=2)
     model = ours(tmp_path)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    taken = load_llama(model, tmp_path)
+    taken = start(model, tmp_path).loaded
     after = model.state_dict()
     for name, weight in before.items():
         if name not in taken:
             assert name.startswith(("down.", "up.")), name
             torch.testing.assert_close(after[name], weight, atol=0, rtol=0)
+    special = SpecialIds.after(VOCABULARY)
+    new = [special.pad, special.boi, special.eoi]
     for name in ("embedding.weight", "head.weight"):
-        torch.testing.assert_close(
-            after[name][VOCABULARY:], before[name][VOCABULARY:], atol=0, rtol=0
-        )
+        torch.testing.assert_close(after[name][new], before[name][new], atol=0, rtol=0)
+        # Its own begin and end of a document, by its config.
+        named = after[name][[theirs.config.bos_token_id, theirs.config.eos_token_id]]
+        assert torch.equal(after[name][[special.bos, special.eos]], named)
     embedding = theirs.get_input_embeddings().weight
     torch.testing.assert_close(after["embedding.weight"][:VOCABULARY], embedding, atol=0, rtol=0)
 
@@ -112,7 +122,7 @@ def test_a_checkpoint_in_bf16_is_read_at_the_precision_of_the_model(tmp_path):
     written(tmp_path).to(torch.bfloat16).save_pretrained(tmp_path)
     theirs = LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     model = ours(tmp_path)
-    load_llama(model, tmp_path)
+    start(model, tmp_path)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert difference(model, theirs) < 1e-4
 
@@ -121,7 +131,7 @@ def test_old_configs_name_the_rotation_otherwise(tmp_path):
     theirs = written(tmp_path, **VARIANTS["theta"])
     edit(tmp_path, rope_parameters=None, rope_theta=500_000.0, rope_scaling=None, head_dim=None)
     model = ours(tmp_path)
-    load_llama(model, tmp_path)
+    start(model, tmp_path)
     assert difference(model, theirs) < 1e-4
 
 
@@ -176,13 +186,15 @@ def test_all_that_is_wrong_is_told_at_once(folder):
 
 def test_a_model_of_another_size_is_refused(folder):
     model = ours(folder, vocab_size=40, num_kv_heads=4, rope_theta=5.0)
-    with pytest.raises(
-        ArtifactError,
-        match=r"kv_heads is 2, the model's 4(.|\n)*rope_theta(.|\n)*vocab_size is 50, the model's 40",
+    with pytest.raises(ArtifactError) as caught:
+        start(model, folder)
+    for told in (
+        "its kv_heads is 2, the model's 4",
+        "its rope_theta is",
+        "has 50 rows for a vocabulary of 40; use its own tokenizer",
+        "blocks.0.attention.qkv.weight is (128, 64), the model's (192, 64)",
     ):
-        load_llama(model, folder)
-    with pytest.raises(ArtifactError, match=r"is \(128, 64\), the model's blocks.0.attention.qkv"):
-        LlamaCheckpoint.open(folder).over("blocks.0.attention.qkv.weight", torch.zeros(192, 64))
+        assert told in str(caught.value)
 
 
 def test_files_that_are_missing_or_cut_are_named(folder, saved, tmp_path):

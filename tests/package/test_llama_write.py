@@ -7,9 +7,9 @@ from transformers import LlamaForCausalLM
 from tests.tiny import NUM_PIECES, model_config, tiny_model
 from transfusion.errors import ArtifactError
 from transfusion.model.attention import plan_attention
-from transfusion.model.llama import load_llama
 from transfusion.package.llama_write import write_llama
 from transfusion.sequence.special import SpecialIds
+from transfusion.train.pretrained import Start, begin
 
 SPECIAL = SpecialIds.after(NUM_PIECES)
 
@@ -27,7 +27,7 @@ def test_transformers_reads_the_same_logits_and_we_the_same_weights(tmp_path):
     logits = model.logits(hidden.flatten(0, 1)).unflatten(0, (2, 30))
     assert (logits - theirs(ids).logits).abs().max() < 1e-4
     again = tiny_model(seed=3)
-    taken = load_llama(again, tmp_path)
+    taken = begin(again, Start(tmp_path), special=SPECIAL).loaded
     for name, weight in again.state_dict().items():
         assert torch.equal(weight, model.state_dict()[name]) == (name in taken or weight.ndim < 2)
 

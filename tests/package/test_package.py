@@ -12,18 +12,13 @@ from safetensors.torch import load_file
 
 from tests.tiny import model_config, package_config, tiny_model, tiny_package
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.mixture import Mixture
 from transfusion.config import validate
 from transfusion.diffusion.config import NoiseConfig, ObjectiveConfig
-from transfusion.diffusion.solvers import SOLVERS
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.package import STAGE
 from transfusion.package import run as package_run
-from transfusion.package.config import (
-    SOLVER_STEPS,
-    STRAIGHT_SOLVERS,
-    PackageStageConfig,
-    SamplingDefaults,
-)
+from transfusion.package.config import PackageStageConfig, SamplingDefaults
 from transfusion.package.format import PackageConfig
 from transfusion.package.load import load_package
 from transfusion.package.verify import package_digest, verify_package
@@ -150,12 +145,6 @@ def test_stored_weights_are_plain_safetensors(package: Path) -> None:
     assert load_file(package / "ema.safetensors").keys() == tiny_model().state_dict().keys()
 
 
-def test_step_limits_are_those_of_the_solvers() -> None:
-    assert {n: (s.min_steps, s.max_steps) for n, s in SOLVERS.items()} == dict(SOLVER_STEPS)
-    straight = {name for name, solver in SOLVERS.items() if solver.build_straight is not None}
-    assert straight == set(STRAIGHT_SOLVERS)
-
-
 def test_a_package_says_its_target_only_where_it_is_not_the_noise() -> None:
     plain = package_config()
     assert not {"target", "timestep_shift"} & set(plain.resolved())
@@ -191,7 +180,7 @@ def test_a_package_whose_noise_cannot_be_taken_away_is_refused(changed: dict, to
 
 def run_of(monkeypatch: pytest.MonkeyPatch, objective: dict) -> dict:
     """Inputs of the stage, where the run was trained with this objective."""
-    planned = SimpleNamespace(
+    planned = Mixture.model_construct(
         layout={"patch_size": 2},
         num_codes=0,
         sequence_length=64,

@@ -1,4 +1,4 @@
-"""The papers' jobs run from raw places to a report as they are written, but for the model's width and the counts."""
+"""The papers' jobs run from raw places to a report as they are written, but for the width and the counts."""
 
 import logging
 from pathlib import Path
@@ -68,9 +68,7 @@ def test_a_paper_job_comes_to_its_report(
         for stage in ("before", "train"):
             given += narrow(stage, num_kv_heads=1, ffn_dim=64)
             given += [f"stages.{stage}.config.init_from={llama}"]
-    results = run_job(
-        read_job(job, given), resources=Resources(), log=logging.getLogger("tests")
-    )
+    results = run_job(read_job(job, given), resources=Resources(), log=logging.getLogger("tests"))
     made = {result.planned.stage.name: result.artifact for result in results}
     metrics = made["evaluation"].manifest.content.metrics
     assert metrics["text.bits_per_byte"] > 0

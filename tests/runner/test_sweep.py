@@ -201,3 +201,15 @@ def test_every_shipped_sweep_is_without_fault(file: Path) -> None:
     # What is run here has three seeds; the papers' own settings had one.
     assert len(sweep.file.seeds) == (1 if file.parent.name == "paper" else 3)
     assert f"transfusion sweep jobs/{file.parent.name}/{file.name}" in file.read_text()
+
+
+SHIPPED = sorted(Path(__file__).parents[2].glob("jobs/**/*.sweep.yaml"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.name)
+def test_every_shipped_sweep_measures_what_its_jobs_evaluate(file: Path) -> None:
+    sweep = read_sweep(file)
+    paired = any(name.startswith("evaluation.paired.") for name in sweep.file.measures)
+    for run in sweep.runs:
+        evaluation = next((s for s in run.job.stages if s.name == "evaluation"), None)
+        assert not paired or (evaluation and evaluation.config.num_paired > 0), (run.arm, run.seed)

@@ -14,7 +14,7 @@ from transfusion.errors import SpecError
 from transfusion.spec.job import check_job, read_job
 from transfusion.spec.plan import plan_job
 from transfusion.spec.stages import find_stage, known_stages
-from transfusion.spec.sweep import SUFFIX
+from transfusion.spec.sweep import SUFFIX, read_sweep
 from transfusion.stage import Resources
 from transfusion.storage.store import open_store
 
@@ -168,16 +168,14 @@ def test_planning_is_quick_and_imports_neither_torch_nor_ray(job_file: Path) -> 
     assert time.monotonic() - started < 10
 
 
-JOBS = [
-    file
-    for file in sorted(Path(__file__).parents[2].glob("jobs/**/*.yaml"))
-    if not file.name.endswith(SUFFIX)
-]
+SHIPPED = sorted(Path(__file__).parents[2].glob("jobs/**/*.yaml"))
+JOBS = [file for file in SHIPPED if not file.name.endswith(SUFFIX)]
 
 
-@pytest.mark.parametrize("file", JOBS, ids=lambda p: p.name)
-def test_every_shipped_job_is_without_fault_and_says_what_it_is(file: Path) -> None:
-    read_job(file)
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_every_shipped_job_and_sweep_is_without_fault_and_says_what_it_is(file: Path) -> None:
+    read = read_job if file in JOBS else read_sweep
+    read(file)
     head = [line for line in file.read_text().splitlines() if line.startswith("#")]
     for word in ("Run:", "Needs:", "Expect:"):
         assert any(word in line for line in head), f"{file.name}: its header lacks {word}"

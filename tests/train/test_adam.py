@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from tests.train.worlds import config, rows, train
+from transfusion.train import adam
 from transfusion.train.adam import AdamWBf16Moments, make_optimizer
 
 
@@ -55,7 +56,6 @@ def test_it_stays_beside_torch_within_what_bf16_keeps():
     expected, torchs = run("fp32")
     found, optimizer = run("bf16")
     assert isinstance(torchs, torch.optim.AdamW)
-    assert torchs.defaults["fused"]
     # A part in 256 of each step, and what weights that differ make of it.
     assert float((found - expected).norm() / expected.norm()) < 0.02
     assert not torch.equal(found, expected)
@@ -69,6 +69,40 @@ def test_it_stays_beside_torch_within_what_bf16_keeps():
         for each in (optimizer, torchs)
     ]
     assert state_bytes[0] * 2 == state_bytes[1]
+
+
+def test_one_kernel_takes_the_same_steps_where_torch_has_it(monkeypatch):
+    """CUDA's: here it is played by torch's own for fp32 moments, rounded afterwards."""
+    fused = torch._fused_adamw_
+
+    def played(weights, gradients, averages, squares, most, counts, **settings):
+        assert not most
+        assert {tensor.dtype for tensor in [*weights, *gradients, *counts]} == {torch.float32}
+        assert {tensor.dtype for tensor in [*averages, *squares]} == {torch.bfloat16}
+        wide = [[moment.float() for moment in moments] for moments in (averages, squares)]
+        fused(weights, gradients, *wide, [], counts, **settings)
+        for moments, wides in zip((averages, squares), wide, strict=True):
+            torch._foreach_copy_(moments, wides)
+
+    def run():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 2))
+        optimizer = make_optimizer(model, config(adam_moments="bf16", lr=1e-2))
+        for step in range(6):
+            if step == 3:
+                again = make_optimizer(model, config(adam_moments="bf16", lr=1e-2))
+                again.load_state_dict(optimizer.state_dict())
+                optimizer = again
+            model(torch.randn(7, 6)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return torch.cat([weight.detach().flatten() for weight in model.parameters()])
+
+    alone = run()
+    assert not adam.has_fused_kernel(torch.device("cpu"))
+    monkeypatch.setattr(adam, "has_fused_kernel", lambda _: True)
+    monkeypatch.setattr(torch, "_fused_adamw_", played)
+    torch.testing.assert_close(run(), alone, rtol=1e-5, atol=1e-6)
 
 
 def test_loading_keeps_the_moments_to_the_bit():

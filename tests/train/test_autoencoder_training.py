@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from tests.train.worlds import train_as
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network
 from transfusion.autoencoder.quantizer import codebook
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
-from transfusion.storage.store import open_store
 from transfusion.train.autoencoder.codes import restart_dead_codes
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
 from transfusion.train.autoencoder.crops import Crops
 from transfusion.train.autoencoder.forward import QuantizedReconstruction
 from transfusion.train.autoencoder.trainee import AutoencoderTrainee
-from transfusion.train.finish import run_to_end
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -47,20 +46,8 @@ def settings(**changed):
 
 
 def train(folder, stop_after=None, **changed):
-    def tell(step, _):
-        if step == stop_after:
-            raise InterruptedError
-
-    return run_to_end(
-        AutoencoderTrainee(settings(**changed), crops(), device=torch.device("cpu")),
-        store=open_store(str(folder)),
-        folder="run",
-        fingerprint="f" * 64,
-        name="test",
-        scratch=folder,
-        tracking="none",
-        tell=tell,
-    )
+    trainee = AutoencoderTrainee(settings(**changed), crops(), device=torch.device("cpu"))
+    return train_as(trainee, folder, stop_after=stop_after)
 
 
 def test_learns_resumes_and_comes_out_in_the_diffusers_layout(tmp_path):

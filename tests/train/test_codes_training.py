@@ -5,10 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.data_pipelines.test_mix_codes import mixture_of_codes
-from tests.data_pipelines.test_tokenize_images import CODES, coded
-from tests.data_pipelines.test_tokenize_text import shapes
-from tests.pipeline import make_autoencoder
+from tests.pipeline import CODES, coded, make_autoencoder, mixture_of_codes, shapes
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.ingest.reader import MixtureReader
 from transfusion.model.config import ModelConfig

@@ -9,11 +9,10 @@ import pytest
 import torch.distributed as dist
 
 from tests.tiny import model_config
-from tests.train.worlds import MadeUpSource, config, in_world, result_file, rows, train
+from tests.train.worlds import MadeUpSource, assert_same_weights, config, in_world, rows, train
 from transfusion.train.stop import StoppedError
 
 pytestmark = pytest.mark.slow
-WEIGHTS = ("model.safetensors", "ema.safetensors")
 STEPS = 100
 
 
@@ -86,7 +85,5 @@ def test_bf16_follows_fp32_and_goes_on_after_a_stop_to_the_bit(tmp_path):
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=1e-3)
     assert losses["bf16"] != pytest.approx(losses["fp32"], rel=1e-6)
     assert found["stopped"] == found["bf16"]
-    for name in WEIGHTS:
-        assert result_file(tmp_path / "stopped", outcomes["stopped"], name) == result_file(
-            tmp_path / "bf16", outcomes["bf16"], name
-        )
+    stopped, whole = ((tmp_path / name, outcomes[name]) for name in ("stopped", "bf16"))
+    assert_same_weights(stopped, whole)

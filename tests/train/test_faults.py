@@ -7,7 +7,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.train.worlds import MadeUpSource, config, in_world, result_file, rows, train
+from tests.train.worlds import (
+    MadeUpSource,
+    assert_same_weights,
+    config,
+    contents,
+    in_world,
+    read_record,
+    result_file,
+    rows,
+    steps_saved,
+    train,
+)
 from transfusion.errors import ArtifactError
 from transfusion.train.faults import NotFiniteError, in_short, trailing
 
@@ -18,17 +29,6 @@ SKIPPING = config(on_nan="skip")
 
 def spoilt():
     return MadeUpSource(spoilt=[(2, 1)])
-
-
-def contents(folder, step):
-    """Digests of a checkpoint's tensors: weights, their average, moments."""
-    record = json.loads((folder / f"run/checkpoints/step-{step:06d}.json").read_text())
-    return {
-        path.rsplit("/", 1)[1]: file["sha256"]
-        for file in record["files"]
-        for path in [file["path"]]
-        if path.endswith(".distcp")
-    }
 
 
 def test_a_skipped_step_leaves_no_trace_but_its_row_and_its_documents(tmp_path, caplog):
@@ -58,8 +58,7 @@ def test_skipping_is_resumed_to_the_bit(tmp_path, crash):
         train(rough, settings=SKIPPING, source=spoilt(), stop_after=crash)
     made = train(rough, settings=SKIPPING, source=spoilt())
     assert rows(calm, expected) == rows(rough, made)
-    for name in ("model.safetensors", "ema.safetensors"):
-        assert result_file(calm, expected, name) == result_file(rough, made, name)
+    assert_same_weights((calm, expected), (rough, made))
 
 
 def test_too_many_skipped_steps_in_a_row_end_the_run_across_a_resume_too(tmp_path):
@@ -67,8 +66,7 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_across_a_resume_too(tmp_pat
     source = MadeUpSource(spoilt=[(2, 0), (3, 0), (4, 0)])
     with pytest.raises(InterruptedError):
         train(tmp_path, settings=settings, source=source, stop_after=4)
-    record = json.loads((tmp_path / "run/checkpoints/step-000003.json").read_text())
-    assert record["skipped"] == [2]
+    assert read_record(tmp_path, 3)["skipped"] == [2]
     with pytest.raises(
         NotFiniteError, match=r"step 4: .*3 steps in a row.*max_skipped_steps \(2\)"
     ):
@@ -97,8 +95,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingState, "update", spoil)
     with pytest.raises(NotFiniteError, match="after step 4 1 weights hold NaN or infinity"):
         train(tmp_path)
-    names = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*.json"))
-    assert names == ["step-000002.json"]
+    assert steps_saved(tmp_path) == [2]
 
 
 @pytest.mark.parametrize(

@@ -225,7 +225,11 @@ def test_a_plan_knows_a_start_by_what_it_holds(tmp_path, package, llama):
     [
         ({"init_from": "here"}, {"init_from": "there"}, "only one"),
         ({"lr_scale_pretrained": 0.1}, {}, "starts from nothing"),
-        ({"frozen_text": True}, {"init_from": "there"}, "model.weights to by_modality, got 'shared'"),
+        (
+            {"frozen_text": True},
+            {"init_from": "there"},
+            "model.weights to by_modality, got 'shared'",
+        ),
         (
             {"frozen_text": True, "model": model_config(weights="by_modality")},
             {},

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -53,8 +54,6 @@ def test_a_living_driver_is_waited_for_and_a_killed_one_is_not(tmp_path, caplog)
             subprocess.Popen(["sh", "-c", f"sleep 2; kill -9 {other.pid}"])
             waiting = lease(store, "run", log=LOG)
             # The zombie must be reaped for its number to be free.
-            import threading
-
             threading.Thread(target=other.wait, daemon=True).start()
             with waiting:
                 waited = time.monotonic() - began

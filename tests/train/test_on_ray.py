@@ -14,27 +14,30 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from tests.train.worlds import config, in_world, result_file, rows, train_and_keep
+from tests.train.worlds import (
+    assert_same_weights,
+    config,
+    in_world,
+    rows,
+    stage_context,
+    train_and_keep,
+)
 from transfusion.errors import ArtifactError
-from transfusion.stage import Progress, Resources, StageContext, TrainResources
-from transfusion.storage.store import open_store
+from transfusion.stage import Resources, TrainResources
 from transfusion.train.worker import train_on_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def fit(folder, marker, number=signal.SIGKILL, train=None, victim="worker"):
-    context = StageContext(
-        name="train", uses="run", version=1, fingerprint="f" * 64, store=open_store(str(folder)),
-        resources=Resources(train=train or TrainResources()), scratch=folder,
-        log=logging.getLogger("transfusion.test"),
-        progress=lambda **told: Progress(logging.getLogger("transfusion.test"), every_s=0.0, **told),
-    )  # fmt: skip
+    context = stage_context(folder, Resources(train=train or TrainResources()))
     values = {
         **config().resolved(),
         "case": {"marker": marker, "signal": int(number), "victim": victim},
     }
-    return train_on_ray("tests.train.worlds:build", values, {}, context, steps=config().steps, lanes=4)
+    return train_on_ray(
+        "tests.train.worlds:build", values, {}, context, steps=config().steps, lanes=4
+    )
 
 
 def test_a_killed_worker_costs_steps_but_changes_nothing(ray_cluster, tmp_path, caplog):
@@ -51,8 +54,7 @@ def test_a_killed_worker_costs_steps_but_changes_nothing(ray_cluster, tmp_path, 
     in_world(2, train_and_keep, tmp_path)
     undisturbed = json.loads((tmp_path / "outcome.json").read_text())
     assert rows(folder, outcome) == rows(tmp_path, undisturbed)
-    for name in ("model.safetensors", "ema.safetensors"):
-        assert result_file(folder, outcome, name) == result_file(tmp_path, undisturbed, name)
+    assert_same_weights((folder, outcome), (tmp_path, undisturbed))
     assert not list(folder.glob("run/*/lease.json"))
 
 

@@ -7,8 +7,19 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.train.test_faults import contents
-from tests.train.worlds import MadeUpSource, config, in_world, result_file, rows, train
+from tests.train.worlds import (
+    MadeUpSource,
+    assert_same,
+    assert_same_weights,
+    config,
+    contents,
+    in_world,
+    read_record,
+    result_file,
+    rows,
+    steps_saved,
+    train,
+)
 from transfusion.stage import TrainResources
 from transfusion.train.faults import SpikeError
 from transfusion.train.parallel import local
@@ -19,7 +30,6 @@ from transfusion.train.stop import StoppedError
 
 pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
-WEIGHTS = ("model.safetensors", "ema.safetensors")
 STEPS = 14
 LANES = 3
 
@@ -49,37 +59,19 @@ def by_hand(folder, steps, every=2):
     return folder, train(folder, settings=settings, source=source)
 
 
-def assert_same_weights(one, other):
-    (folder, outcome), (folder_2, outcome_2) = one, other
-    for name in WEIGHTS:
-        assert result_file(folder, outcome, name) == result_file(folder_2, outcome_2, name)
-    assert contents(folder, STEPS) == contents(folder_2, STEPS), "moments too"
-
-
-def assert_same(one, other):
+def assert_same_state(one, other):
+    """Weights, their average and the moments of the last step."""
     assert_same_weights(one, other)
-    (folder, outcome), (folder_2, outcome_2) = one, other
-    assert rows(folder, outcome) == rows(folder_2, outcome_2)
-    assert rows(folder, outcome, "validation") == rows(folder_2, outcome_2, "validation")
-    assert outcome["metrics"] == outcome_2["metrics"]
-    assert names(outcome) == names(outcome_2)
+    assert contents(one[0], STEPS) == contents(other[0], STEPS), "moments too"
 
 
-def names(outcome):
-    return sorted(file["name"] for file in outcome["files"])
+def assert_same_run(one, other):
+    assert_same(one, other)
+    assert_same_state(one, other)
 
 
 def marked(folder, outcome, mark):
     return {row["step"] - 1: row[mark] for row in rows(folder, outcome) if mark in row}
-
-
-def record(folder, step):
-    return json.loads((folder / f"run/checkpoints/step-{step:06d}.json").read_text())
-
-
-def saved(folder):
-    places = (folder / "run/checkpoints").glob("step-*.json")
-    return sorted(int(place.stem[5:]) for place in places)
 
 
 def test_telling_changes_nothing_but_what_is_told(tmp_path, caplog):
@@ -90,7 +82,7 @@ def test_telling_changes_nothing_but_what_is_told(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "transfusion"):
         outcome = train(tmp_path / "tell", settings=spiking("tell"), source=source)
     told = (tmp_path / "tell", outcome)
-    assert_same_weights(off, told)
+    assert_same_state(off, told)
     assert marked(*told, "spike")[6] == 1.0
     assert marked(*off, "spike") == {}
     assert "step 6 stands out: loss" in caplog.text
@@ -105,9 +97,9 @@ def test_a_skipped_spike_leaves_the_weights_of_a_run_without_that_step(tmp_path)
     outcome = train(tmp_path, settings=spiking("skip"), source=MadeUpSource(loud=[5, 9]))
     assert marked(tmp_path, outcome, "skipped") == {5: 1.0, 9: 1.0}
     assert "loss" in rows(tmp_path, outcome)[5]
-    assert_same_weights(by_hand(tmp_path / "hand", [5, 9]), (tmp_path, outcome))
+    assert_same_state(by_hand(tmp_path / "hand", [5, 9]), (tmp_path, outcome))
     assert outcome["metrics"]["train.skipped_steps"] == outcome["metrics"]["train.spikes"] == 2
-    assert record(tmp_path, STEPS)["skipped"] == [5, 9]
+    assert read_record(tmp_path, STEPS)["skipped"] == [5, 9]
 
 
 def test_too_many_skipped_spikes_in_a_row_end_the_run(tmp_path):
@@ -133,17 +125,19 @@ def test_a_run_that_goes_back_ends_as_one_without_those_steps(
         )
     passed_over = range(first, 8)
     assert f"steps {first} to 7 are passed over" in caplog.text
-    assert_same_weights(by_hand(tmp_path / "hand", passed_over, every), (tmp_path, outcome))
+    assert_same_state(by_hand(tmp_path / "hand", passed_over, every), (tmp_path, outcome))
     assert marked(tmp_path, outcome, "rewound_steps") == {7: len(passed_over)}
     assert marked(tmp_path, outcome, "spike") == {6: 1.0, 7: 1.0}
     assert [row["step"] for row in rows(tmp_path, outcome)] == list(range(1, STEPS + 1))
     gone = {"first": first, "begin": 6, "last": 7}
-    assert record(tmp_path, STEPS)["spikes"]["rewinds"] == [gone]
+    assert read_record(tmp_path, STEPS)["spikes"]["rewinds"] == [gone]
     assert (
         json.loads(result_file(tmp_path, outcome, "faults/rewind-000007.json"))["passed_over"]
         == gone
     )
-    assert {"faults/step-000006.json", "faults/step-000007.json"} < set(names(outcome))
+    assert {"faults/step-000006.json", "faults/step-000007.json"} < {
+        file["name"] for file in outcome["files"]
+    }
     assert outcome["metrics"]["train.rewound_steps"] == len(passed_over)
 
 
@@ -186,7 +180,7 @@ def test_damage_done_before_the_loss_shows_it_is_undone(tmp_path, monkeypatch):
     folder.mkdir()
     outcome = train(folder, settings=spiking("rewind", threshold=8.0))
     assert marked(folder, outcome, "rewound_steps") == {7: 4.0}
-    assert_same_weights(expected, (folder, outcome))
+    assert_same_state(expected, (folder, outcome))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +189,7 @@ def gone_back(world, tmp_path_factory):
     folder = tmp_path_factory.mktemp("gone-back")
     outcome = train(folder, settings=spiking("rewind"), source=TWO_SPIKES)
     assert marked(folder, outcome, "rewound_steps") == {7: 4.0, 12: 3.0}
-    assert_same_weights(by_hand(folder / "hand", [4, 5, 6, 7, 10, 11, 12]), (folder, outcome))
+    assert_same_state(by_hand(folder / "hand", [4, 5, 6, 7, 10, 11, 12]), (folder, outcome))
     return folder, outcome
 
 
@@ -209,7 +203,7 @@ def test_a_kill_before_or_after_going_back_leaves_no_trace(gone_back, tmp_path, 
         with pytest.raises(InterruptedError):
             train(tmp_path, settings=spiking("rewind"), source=TWO_SPIKES, stop_after=step)
     outcome = train(tmp_path, settings=spiking("rewind"), source=TWO_SPIKES)
-    assert_same(gone_back, (tmp_path, outcome))
+    assert_same_run(gone_back, (tmp_path, outcome))
 
 
 def test_a_kill_just_after_the_checkpoint_of_going_back_leaves_no_trace(
@@ -227,13 +221,13 @@ def test_a_kill_just_after_the_checkpoint_of_going_back_leaves_no_trace(
         train(tmp_path, settings=spiking("rewind"), source=TWO_SPIKES)
     monkeypatch.undo()
     gone = [{"first": 4, "begin": 6, "last": 7}]
-    assert record(tmp_path, 8)["spikes"]["rewinds"] == gone
+    assert read_record(tmp_path, 8)["spikes"]["rewinds"] == gone
     # What was seen on the way that was given up is no measure of later steps.
     seen = [row["loss"] for row in rows(*gone_back)[:4]]
-    assert record(tmp_path, 8)["spikes"]["history"]["loss"] == seen
+    assert read_record(tmp_path, 8)["spikes"]["history"]["loss"] == seen
     assert contents(tmp_path, 8) == contents(tmp_path, 4) != contents(tmp_path, 6)
     outcome = train(tmp_path, settings=spiking("rewind"), source=TWO_SPIKES)
-    assert_same(gone_back, (tmp_path, outcome))
+    assert_same_run(gone_back, (tmp_path, outcome))
 
 
 @pytest.mark.parametrize("stopped", [5, 7, 11])
@@ -247,15 +241,15 @@ def test_being_asked_to_stop_on_the_way_does_not_change_how_far_it_goes_back(
         train(
             tmp_path, settings=settings, source=TWO_SPIKES, stop=lambda: next(asked) + 1 == stopped
         )
-    assert saved(tmp_path)[-1] == stopped
-    assert_same(gone_back, (tmp_path, train(tmp_path, settings=settings, source=TWO_SPIKES)))
+    assert steps_saved(tmp_path)[-1] == stopped
+    assert_same_run(gone_back, (tmp_path, train(tmp_path, settings=settings, source=TWO_SPIKES)))
 
 
 def test_checkpoints_stay_while_they_may_be_gone_back_to(tmp_path):
     settings = spiking("rewind", keep_checkpoints=1, rewind_margin_steps=5)
     with pytest.raises(InterruptedError):
         train(tmp_path, settings=settings, stop_after=13)
-    assert saved(tmp_path) == [6, 8, 10, 12]
+    assert steps_saved(tmp_path) == [6, 8, 10, 12]
 
 
 def test_the_end_names_steps_and_documents_when_it_went_back_often_enough(tmp_path):
@@ -285,8 +279,8 @@ def test_where_no_checkpoint_is_old_enough_the_oldest_is_taken_and_that_is_said(
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, caplog):
     with pytest.raises(InterruptedError):
         train(tmp_path, settings=spiking("rewind"), source=TWO_SPIKES, stop_after=7)
-    assert saved(tmp_path) == [4, 6]
-    torn = tmp_path / record(tmp_path, 4)["files"][0]["path"]
+    assert steps_saved(tmp_path) == [4, 6]
+    torn = tmp_path / read_record(tmp_path, 4)["files"][0]["path"]
     torn.write_bytes(torn.read_bytes()[:-1])
     with pytest.raises(SpikeError, match="no whole checkpoint from before step 6"):
         train(tmp_path, settings=spiking("rewind"), source=TWO_SPIKES)

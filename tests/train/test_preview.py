@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data_pipelines.test_mix_codes import mixture_of_codes
-from tests.data_pipelines.test_tokenize_images import CODES, coded
-from tests.data_pipelines.test_tokenize_text import shapes
-from tests.pipeline import make_autoencoder, make_mixture
-from tests.train.worlds import rows
+from tests.pipeline import (
+    CODES,
+    coded,
+    make_autoencoder,
+    make_mixture,
+    mixture_of_codes,
+    shapes,
+)
+from tests.train.worlds import rows, train_as
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.errors import ArtifactError
@@ -21,9 +25,7 @@ from transfusion.evaluate.held_out import held_out_images
 from transfusion.ingest.reader import MixtureReader
 from transfusion.model.config import ModelConfig
 from transfusion.stage import TrainResources
-from transfusion.storage.store import open_store
 from transfusion.train.config import TrainConfig
-from transfusion.train.finish import run_to_end
 from transfusion.train.preview import held_out_pairs, token_accuracy
 from transfusion.train.run import build, check_plan
 
@@ -50,16 +52,7 @@ def settings(patch_size: int = 2, **changed: Any) -> TrainConfig:
 
 def run(folder: Path, mixture: Artifact, config: TrainConfig) -> dict[str, Any]:
     trainee = build(config.resolved(), {"mixture": mixture}, torch.device("cpu"), TrainResources())
-    return run_to_end(
-        trainee,
-        store=open_store(str(folder)),
-        folder="run",
-        fingerprint="f" * 64,
-        name="test",
-        scratch=folder,
-        tracking="none",
-        tell=lambda *_: None,
-    )
+    return train_as(trainee, folder)
 
 
 def shown(folder: Path, outcome: dict[str, Any]) -> dict[str, bytes]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.train.worlds import MadeUpSource, in_world, train
+from tests.train.worlds import MadeUpSource, in_world, records, train
 from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
 from transfusion.train.record import FORMAT, OtherFormatError
@@ -40,7 +40,7 @@ def unread_and_foreign(folder: Path) -> None:
     with contextlib.suppress(StoppedError):
         train(folder, source=source, stop=lambda: next(asked) >= 1)
     dist.barrier()  # rank 0 commits last
-    (record,) = (folder / "run" / "checkpoints").glob("step-*.json")
+    (record,) = records(folder)
     local = LocalStore.local
 
     def failing(store: LocalStore, path: str, *, fresh: bool = False) -> Path:

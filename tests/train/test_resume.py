@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import model_config
-from tests.train.worlds import MadeUpSource, config, result_file, rows, train
+from tests.train.worlds import (
+    MadeUpSource,
+    assert_same,
+    assert_same_weights,
+    config,
+    records,
+    rows,
+    steps_saved,
+    train,
+)
 from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
 from transfusion.storage.store import open_store
@@ -24,7 +33,6 @@ from transfusion.train.record import CheckpointRecord, StoredFile
 from transfusion.train.step import TransformerTrainee
 from transfusion.train.verifying import Verifier
 
-WEIGHTS = ("model.safetensors", "ema.safetensors")
 pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
 
@@ -43,23 +51,8 @@ def stopped(world, tmp_path_factory):
     return folder
 
 
-def records(folder: Path) -> list[Path]:
-    return sorted((folder / "run" / "checkpoints").glob("step-*.json"))
-
-
 def data_files(record: Path, folder: Path) -> list[Path]:
     return [folder / file["path"] for file in json.loads(record.read_text())["files"]]
-
-
-def assert_same(one, other) -> None:
-    (folder, outcome), (folder_2, outcome_2) = one, other
-    assert rows(folder, outcome) == rows(folder_2, outcome_2)
-    assert rows(folder, outcome, "validation") == rows(folder_2, outcome_2, "validation")
-    for name in WEIGHTS:
-        assert result_file(folder, outcome, name) == result_file(folder_2, outcome_2, name)
-    digests = [{f["name"]: f["digest"] for f in made["files"]} for made in (outcome, outcome_2)]
-    assert digests[0] == digests[1]
-    assert outcome["metrics"] == outcome_2["metrics"]
 
 
 @pytest.mark.parametrize("steps_before_each_crash", [[1], [3, 4], [6]])
@@ -110,12 +103,12 @@ def test_a_whole_checkpoint_of_another_format_ends_the_run_instead_of_beginning_
     record = CheckpointRecord.model_validate_json(newest.read_text())
     other = record.model_copy(update={"format": "transfusion.checkpoint/1"})
     newest.write_text(other.sealed().model_dump_json(indent=1))
-    before = sorted(path.name for path in records(folder))
+    before = steps_saved(folder)
     with pytest.raises(
         ArtifactError, match=r"is of format transfusion.checkpoint/1, and this version reads"
     ):
         train(folder)
-    assert sorted(path.name for path in records(folder)) == before
+    assert steps_saved(folder) == before
 
 
 def flip_a_bit(record, folder):
@@ -165,7 +158,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     uninterrupted, stopped, tmp_path, damage, caplog
 ):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
-    assert [path.stem for path in records(tmp_path)] == ["step-000002", "step-000004"]
+    assert steps_saved(tmp_path) == [2, 4]
     damage(records(tmp_path)[-1], tmp_path)
     with caplog.at_level(logging.INFO, "transfusion"):
         outcome = train(tmp_path)
@@ -189,8 +182,7 @@ def test_a_damaged_log_costs_its_rows_and_no_step(uninterrupted, stopped, tmp_pa
     assert "resumed after step 4 of 6" in caplog.text
     assert "it is left out" in caplog.text
     assert [row["step"] for row in rows(tmp_path, outcome)] == [3, 4, 5, 6]
-    for name in WEIGHTS:
-        assert result_file(tmp_path, outcome, name) == result_file(*uninterrupted, name)
+    assert_same_weights((tmp_path, outcome), uninterrupted)
 
 
 def test_a_thousand_logs_are_listed_once(tmp_path, monkeypatch):
@@ -220,7 +212,7 @@ def test_a_validation_that_is_no_number_goes_by_the_policy(tmp_path, policy, mon
             NotFiniteError, match="validation after step 3: lm_loss nan, ema_lm_loss"
         ):
             train(tmp_path)
-        assert records(tmp_path)[-1].stem == "step-000002"
+        assert steps_saved(tmp_path)[-1] == 2
         return
     outcome = train(tmp_path, settings=config(on_nan="skip"))
     assert "validation after step 3: lm_loss nan" in caplog.text
@@ -240,7 +232,7 @@ def test_files_without_a_record_are_never_loaded(uninterrupted, stopped, tmp_pat
 
 def test_only_the_newest_checkpoints_are_kept_and_those_whole(uninterrupted):
     folder, _ = uninterrupted
-    assert [path.stem for path in records(folder)] == ["step-000004", "step-000006"]
+    assert steps_saved(folder) == [4, 6]
     kept = {path for record in records(folder) for path in data_files(record, folder)}
     there = {path for path in (folder / "run/checkpoints/data").rglob("*") if path.is_file()}
     assert there == kept
@@ -282,12 +274,12 @@ def test_a_checkpoint_that_somebody_reads_is_not_deleted(stopped, tmp_path):
     note.parent.mkdir()
     note.write_text(json.dumps({"step": 2, "at": time.time() - 60}))
     train(tmp_path)
-    assert [path.stem for path in records(tmp_path)] == [f"step-{step:06d}" for step in (2, 4, 6)]
+    assert steps_saved(tmp_path) == [2, 4, 6]
     # A note of a process that died does not keep it for ever.
     note.write_text(json.dumps({"step": 2, "at": time.time() - 2 * READ_WITHIN_S}))
     records(tmp_path)[-1].unlink()
     train(tmp_path)
-    assert [path.stem for path in records(tmp_path)] == ["step-000004", "step-000006"]
+    assert steps_saved(tmp_path) == [4, 6]
     assert not list(note.parent.glob("[!o]*"))
 
 
@@ -296,7 +288,7 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_update_and_names_the_
 ):
     with pytest.raises(NotFiniteError, match=r"step 4: loss nan.*lane 1: document-4-1-0"):
         train(tmp_path, source=MadeUpSource(spoilt=[(4, 1)]))
-    assert records(tmp_path)[-1].stem == "step-000004"
+    assert steps_saved(tmp_path)[-1] == 4
     # The state before it was whole: mended data and the same command finish the run.
     assert_same(uninterrupted, (tmp_path, train(tmp_path)))
 
@@ -307,11 +299,9 @@ def test_what_moves_the_last_bit_moves_the_identity():
 
 
 def test_a_checkpoint_that_is_asked_for_is_written_and_the_run_goes_on(uninterrupted, tmp_path):
-    folder, outcome = uninterrupted
     rare = config(checkpoint_every_steps=50, keep_checkpoints=10)
     asked = iter([False, False, True, False, False, False])
     made = train(tmp_path, settings=rare, save=lambda: next(asked))
-    assert [path.stem for path in records(tmp_path)] == ["step-000003", "step-000006"]
-    assert rows(tmp_path, made) == rows(folder, outcome)
-    for name in WEIGHTS:
-        assert result_file(tmp_path, made, name) == result_file(folder, outcome, name)
+    assert steps_saved(tmp_path) == [3, 6]
+    assert rows(tmp_path, made) == rows(*uninterrupted)
+    assert_same_weights((tmp_path, made), uninterrupted)

@@ -9,7 +9,18 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.train.worlds import MadeUpSource, config, make_trainee, result_file, rows, train
+from tests.train.worlds import (
+    WEIGHTS,
+    MadeUpSource,
+    assert_same,
+    assert_same_weights,
+    config,
+    make_trainee,
+    records,
+    result_file,
+    steps_saved,
+    train,
+)
 from transfusion.stage import TrainResources
 from transfusion.storage.local import LocalStore
 from transfusion.train.checkpoint import Checkpoints
@@ -19,17 +30,6 @@ from transfusion.train.state import TrainingState
 pytestmark = pytest.mark.usefixtures("world")
 
 BACKGROUND = TrainResources(checkpoint_async=True)
-
-
-def steps_saved(folder):
-    return sorted(path.stem for path in (folder / "run/checkpoints").glob("step-*.json"))
-
-
-def assert_same(one, other):
-    (folder, outcome), (folder_2, outcome_2) = one, other
-    assert rows(folder, outcome) == rows(folder_2, outcome_2)
-    for name in ("model.safetensors", "ema.safetensors"):
-        assert result_file(folder, outcome, name) == result_file(folder_2, outcome_2, name)
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +50,19 @@ def test_the_copy_is_of_its_step_however_late_it_is_written(calm, tmp_path, monk
     every = config(checkpoint_every_steps=2)
     with pytest.raises(InterruptedError):
         train(tmp_path, settings=every, stop_after=5, resources=BACKGROUND)
-    assert steps_saved(tmp_path) == ["step-000002", "step-000004"]
+    assert steps_saved(tmp_path) == [2, 4]
     monkeypatch.undo()
     assert_same(calm, (tmp_path, train(tmp_path)))
 
 
 def test_background_and_pause_come_to_the_same(calm, tmp_path):
     outcome = train(tmp_path, resources=BACKGROUND)
-    assert steps_saved(tmp_path) == ["step-000004", "step-000006"]
+    assert steps_saved(tmp_path) == [4, 6]
     assert_same(calm, (tmp_path, outcome))
     files = {
         file["path"]
-        for place in (tmp_path / "run/checkpoints").glob("step-*.json")
-        for file in json.loads(place.read_text())["files"]
+        for record in records(tmp_path)
+        for file in json.loads(record.read_text())["files"]
     }
     there = (tmp_path / "run/checkpoints/data").rglob("*")
     assert {path.relative_to(tmp_path).as_posix() for path in there if path.is_file()} == files
@@ -86,11 +86,9 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 import torch.distributed as dist
-from tests.train.test_saver import BACKGROUND
 from tests.train.worlds import train
+from transfusion.stage import TrainResources
 from transfusion.train.checkpoint import Checkpoints
-from transfusion.train.parallel import local
-from transfusion.train.state import TrainingState
 
 commit = Checkpoints._commit
 
@@ -102,7 +100,7 @@ def die(checkpoints, record):
 Checkpoints._commit = die
 folder = Path(sys.argv[1])
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=0, world_size=1)
-train(folder, resources=BACKGROUND)
+train(folder, resources=TrainResources(checkpoint_async=True))
 """
 
 
@@ -113,7 +111,7 @@ def test_killed_between_the_files_and_the_record_the_save_never_was(calm, tmp_pa
         check=False,
     )
     assert done.returncode == 9
-    assert steps_saved(tmp_path) == ["step-000002"]
+    assert steps_saved(tmp_path) == [2]
     assert list((tmp_path / "run/checkpoints/data").rglob("step-000004/*"))
     with caplog.at_level("INFO", "transfusion"):
         outcome = train(tmp_path)
@@ -129,14 +127,9 @@ def test_without_an_average_the_weights_stand_for_it_and_take_no_memory_twice(tm
         assert average.untyped_storage().data_ptr() == local(weight).untyped_storage().data_ptr()
     with pytest.raises(InterruptedError):
         train(tmp_path / "a", settings=config(ema_decay=0.0), stop_after=5)
-    resumed = train(tmp_path / "a", settings=config(ema_decay=0.0))
-    whole = train(tmp_path / "b", settings=config(ema_decay=0.0))
-    for name in ("model.safetensors", "ema.safetensors"):
-        assert result_file(tmp_path / "a", resumed, name) == result_file(
-            tmp_path / "b", whole, name
-        )
-    raw, average = (
-        load(result_file(tmp_path / "b", whole, name))
-        for name in ("model.safetensors", "ema.safetensors")
+    resumed, whole = (
+        (tmp_path / name, train(tmp_path / name, settings=config(ema_decay=0.0))) for name in "ab"
     )
+    assert_same_weights(resumed, whole)
+    raw, average = (load(result_file(*whole, name)) for name in WEIGHTS)
     assert all(torch.equal(raw[name], average[name]) for name in raw)

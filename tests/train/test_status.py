@@ -7,8 +7,7 @@ import pytest
 from ray.experimental import internal_kv
 
 from tests.serve.serving import until
-from transfusion.stage import Progress, Resources, StageContext
-from transfusion.storage.store import open_store
+from tests.train.worlds import stage_context
 from transfusion.train import status
 from transfusion.train.status import KEPT_MESSAGES, Teller, follow
 
@@ -29,23 +28,17 @@ def say(teller, line, level=logging.INFO):
 
 def test_every_line_is_told_once_and_few_are_kept(kept, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr(status, "POLL_S", 0.01)
-    log = logging.getLogger("transfusion.test")
-    context = StageContext(
-        name="train", uses="run", version=1, fingerprint="f" * 64, store=open_store(str(tmp_path)),
-        resources=Resources(), scratch=tmp_path, log=log,
-        progress=lambda **told: Progress(log, every_s=0.0, **told),
-    )  # fmt: skip
     teller = Teller("key", rank=0)
     with (
         caplog.at_level(logging.INFO, "transfusion.test"),
-        follow("key", context, steps=9, workers=1),
+        follow("key", stage_context(tmp_path), steps=9, workers=1),
     ):
         for part in range(3):
             for number in range(KEPT_MESSAGES - 10):
                 say(teller, f"line {part}-{number}.")
             teller.publish()
             until(lambda part=part: f"line {part}-{KEPT_MESSAGES - 11}." in caplog.text)
-    assert len(teller._status["messages"]) == KEPT_MESSAGES
+        assert len(json.loads(kept["key/0"])["messages"]) == KEPT_MESSAGES
     told = [line for line in caplog.messages if line.startswith("line")]
     assert told == [
         f"line {part}-{number}." for part in range(3) for number in range(KEPT_MESSAGES - 10)
@@ -63,12 +56,17 @@ def test_a_warning_of_any_rank_is_published_at_once(kept):
     assert "key/0" in kept
 
 
-def test_a_store_that_does_not_answer_stops_no_training(monkeypatch):
+def test_a_store_that_does_not_answer_stops_no_training(kept, monkeypatch):
     def gone(*_):
         raise ConnectionError("no GCS")
 
-    monkeypatch.setattr(internal_kv, "_internal_kv_put", gone)
     teller = Teller("key", rank=0)
-    say(teller, "a line")
-    teller.tell(3, {"loss": "1.0"})
-    assert json.loads(json.dumps(teller._status))["step"] == 3
+    with monkeypatch.context() as away:
+        away.setattr(internal_kv, "_internal_kv_put", gone)
+        say(teller, "a line")
+        teller.tell(3, {"loss": "1.0"})
+    assert kept == {}
+    teller.publish()
+    published = json.loads(kept["key/0"])
+    assert published["step"] == 3
+    assert published["messages"] == [[logging.INFO, "a line"]]

@@ -111,8 +111,6 @@ def plain():
 @pytest.mark.parametrize("workers", [1, 2])
 def test_any_number_of_workers_takes_the_steps_of_plain_torch(world, plain, workers, tmp_path):
     """Three lanes on two workers: one micro-batch of the second worker has weight 0."""
-    from safetensors.torch import load
-
     if workers == 1:
         train_and_keep(tmp_path, "unet")
     else:

@@ -13,10 +13,11 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from tests.train.worlds import (
     MadeUpSource,
+    assert_same_weights,
     config,
     in_world,
-    result_file,
     rows,
+    steps_saved,
     train,
     train_and_keep,
 )
@@ -63,7 +64,7 @@ def test_sigterm_to_one_rank_ends_all_with_a_checkpoint_and_the_same_command_goe
         folder.mkdir()
     in_world(2, be_terminated, rough)
     told = {(rough / f"told-{rank}").read_text() for rank in (0, 1)}
-    (step,) = [int(path.stem[5:]) for path in (rough / "run/checkpoints").glob("step-*.json")]
+    (step,) = steps_saved(rough)
     assert told == {
         f"training was asked to stop (SIGTERM) and stopped after step {step} of 6; the checkpoint of it is "
         "written: the same command goes on from there"
@@ -74,8 +75,7 @@ def test_sigterm_to_one_rank_ends_all_with_a_checkpoint_and_the_same_command_goe
     in_world(2, train_and_keep, calm)
     made, expected = (json.loads((at / "outcome.json").read_text()) for at in (rough, calm))
     assert rows(rough, made) == rows(calm, expected)
-    for name in ("model.safetensors", "ema.safetensors"):
-        assert result_file(rough, made, name) == result_file(calm, expected, name)
+    assert_same_weights((rough, made), (calm, expected))
 
 
 def stand_still(folder: Path, hang_timeout_s: float) -> None:

@@ -1,6 +1,7 @@
 """A small model and made-up batches, trained in one process or in several over gloo, without Ray."""
 
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Collection
@@ -12,20 +13,21 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.tiny import LATENT, model_config
+from tests.tiny import LATENT, NUM_PIECES, model_config
 from transfusion.sequence.batch import PackedBatch, assemble
 from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
-from transfusion.stage import TrainResources
+from transfusion.stage import Progress, Resources, StageContext, TrainResources
 from transfusion.storage.store import open_store
 from transfusion.train.config import TrainConfig
 from transfusion.train.finish import run_to_end
 from transfusion.train.step import TransformerTrainee
+from transfusion.train.trainee import Trainee
 
-NUM_PIECES = 40
 SPECIAL = SpecialIds.after(NUM_PIECES)
 FINGERPRINT = "f" * 64
+WEIGHTS = ("model.safetensors", "ema.safetensors")
 
 
 class MadeUpSource:
@@ -131,13 +133,23 @@ def train(
     save: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """A run in the world that this process is in. `stop_after` ends it as a crash would."""
+    trainee = make_trainee(settings or config(), source or MadeUpSource(), resources)
+    return train_as(
+        trainee, folder, stop_after=stop_after, resources=resources, stop=stop, save=save
+    )
+
+
+def train_as(
+    trainee: Trainee, folder: Path, *, stop_after: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """As `train` has it, of any trainee; `options` go to `run_to_end`."""
 
     def tell(step: int, _: object) -> None:
         if step == stop_after:
             raise InterruptedError(step)
 
     return run_to_end(
-        make_trainee(settings or config(), source or MadeUpSource(), resources),
+        trainee,
         store=open_store(str(folder)),
         folder="run",
         fingerprint=FINGERPRINT,
@@ -145,9 +157,23 @@ def train(
         scratch=folder,
         tracking="none",
         tell=tell,
-        resources=resources,
-        stop=stop,
-        save=save,
+        **options,
+    )
+
+
+def stage_context(folder: Path, resources: Resources | None = None) -> StageContext:
+    """For a stage of the address `run`, as in `train`; it logs to `transfusion.test`, progress at every step."""
+    log = logging.getLogger("transfusion.test")
+    return StageContext(
+        name="train",
+        uses="run",
+        version=1,
+        fingerprint=FINGERPRINT,
+        store=open_store(str(folder)),
+        resources=resources or Resources(),
+        scratch=folder,
+        log=log,
+        progress=lambda **told: Progress(log, every_s=0.0, **told),
     )
 
 
@@ -164,6 +190,48 @@ def rows(folder: Path, outcome: dict[str, Any], kind: str = "train") -> list[dic
         for row in map(json.loads, lines)
         if row["kind"] == kind
     ]
+
+
+Run = tuple[Path, dict[str, Any]]
+"""The folder of a run's store, and its outcome."""
+
+
+def assert_same_weights(one: Run, other: Run) -> None:
+    """The last and the averaged, to the bit."""
+    for name in WEIGHTS:
+        assert result_file(*one, name) == result_file(*other, name), name
+
+
+def assert_same(one: Run, other: Run) -> None:
+    """To the bit in all but durations: rows, weights, what the result holds, its metrics."""
+    assert rows(*one) == rows(*other)
+    assert rows(*one, "validation") == rows(*other, "validation")
+    assert_same_weights(one, other)
+    digests = [{f["name"]: f["digest"] for f in outcome["files"]} for _, outcome in (one, other)]
+    assert digests[0] == digests[1]
+    assert one[1]["metrics"] == other[1]["metrics"]
+
+
+def records(folder: Path) -> list[Path]:
+    """Of the checkpoints that are there, the oldest first."""
+    return sorted((folder / "run/checkpoints").glob("step-*.json"))
+
+
+def steps_saved(folder: Path) -> list[int]:
+    return [int(record.stem.removeprefix("step-")) for record in records(folder)]
+
+
+def read_record(folder: Path, step: int) -> dict[str, Any]:
+    return json.loads((folder / f"run/checkpoints/step-{step:06d}.json").read_text())
+
+
+def contents(folder: Path, step: int) -> dict[str, str]:
+    """Digests of a checkpoint's tensors: weights, their average, moments."""
+    return {
+        Path(file["path"]).name: file["sha256"]
+        for file in read_record(folder, step)["files"]
+        if file["path"].endswith(".distcp")
+    }
 
 
 def in_world(
@@ -226,13 +294,19 @@ class SignalledSource(MadeUpSource):
 
 
 def controller() -> int:
-    """The process of Ray Train's controller; there is one on this machine."""
+    """The process of Ray Train's controller in the Ray of this worker; others on this machine stay alive."""
     (found,) = [
         int(place.parent.name)
         for place in Path("/proc").glob("[0-9]*/cmdline")
         if place.read_bytes().startswith(b"ray::TrainController")
+        and parent_of(place.parent) == os.getppid()
     ]
     return found
+
+
+def parent_of(process: Path) -> int:
+    """By its folder in /proc: the second field behind the name, which may hold anything."""
+    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def build(

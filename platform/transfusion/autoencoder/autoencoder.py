@@ -16,12 +16,13 @@ from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from transfusion.autoencoder.config import LAYOUT
 from transfusion.autoencoder.network import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
     Posterior,
     decode_raw,
+    downsampling_of,
     latent_channels_of,
+    latent_shape_of,
     load_network,
     posterior,
 )
@@ -30,7 +31,7 @@ from transfusion.autoencoder.statistics import FILE_NAME, LatentStatistics
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import sha256_file
 
-FILES = (CONFIG_NAME, WEIGHTS_NAME, FILE_NAME)
+FILES = (*LAYOUT, FILE_NAME)
 """What an autoencoder is; an artifact's metrics and pictures lie beside them."""
 
 
@@ -68,7 +69,7 @@ class Autoencoder(nn.Module):
     @property
     def downsampling(self) -> int:
         """Pixels along the side of one latent position."""
-        return int(2 ** (len(self.network.config.block_out_channels) - 1))
+        return downsampling_of(self.network)
 
     def latent_shape(self, height_px: int, width_px: int) -> tuple[int, int, int]:
         """Channels, height and width of the latent of an image.
@@ -76,16 +77,7 @@ class Autoencoder(nn.Module):
         Raises:
             ArtifactError: A side is no multiple of the downsampling.
         """
-        if height_px % self.downsampling or width_px % self.downsampling:
-            raise ArtifactError(
-                f"image of {height_px} x {width_px} px: sides must be multiples of {self.downsampling}, "
-                "the autoencoder's downsampling"
-            )
-        return (
-            self.latent_channels,
-            height_px // self.downsampling,
-            width_px // self.downsampling,
-        )
+        return latent_shape_of(self.network, height_px=height_px, width_px=width_px)
 
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "b h w 3"]) -> Posterior:
@@ -128,10 +120,6 @@ class Autoencoder(nn.Module):
     def normalize(self, latents: Float[Tensor, "b c i j"]) -> Float[Tensor, "b c i j"]:
         """Raw latents to what the transformer sees."""
         return self.statistics.normalize(latents)
-
-    def denormalize(self, latents: Float[Tensor, "b c i j"]) -> Float[Tensor, "b c i j"]:
-        """The inverse of `normalize`."""
-        return self.statistics.denormalize(latents)
 
     @functools.cached_property
     def num_parameters(self) -> int:

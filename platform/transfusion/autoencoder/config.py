@@ -1,6 +1,5 @@
 """The architecture of an autoencoder that is trained here, and where one made elsewhere lies."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,8 +7,9 @@ from pydantic import Field, model_validator
 
 from transfusion.config import Config, Location
 from transfusion.errors import ArtifactError
+from transfusion.storage.store import sha256_file
 
-LAYOUT = ("config.json", "diffusion_pytorch_model.safetensors")
+LAYOUT = CONFIG_NAME, WEIGHTS_NAME = "config.json", "diffusion_pytorch_model.safetensors"
 """Files of an autoencoder in the diffusers layout."""
 
 
@@ -27,6 +27,7 @@ class AutoencoderConfig(Config):
     """Whether positions of the coarsest level see each other."""
 
     latent_channels: int = Field(8, ge=1)
+    """Numbers at each latent position."""
 
     codebook_size: int | None = Field(None, ge=2, le=16_384)
     """Vectors of `latent_channels` numbers, of which each latent position is one: images become tokens. None for
@@ -69,15 +70,19 @@ class LoadAutoencoderConfig(Config):
 def list_files(config: LoadAutoencoderConfig) -> list[dict[str, Any]]:
     """What stands in for `path` in the identity: the content of its files."""
     folder = Path(config.path).expanduser()
-    rows = []
+    check_layout(folder)
+    return [{"name": name, "sha256": sha256_file(folder / name)} for name in LAYOUT]
+
+
+def check_layout(folder: Path) -> None:
+    """That the files of `LAYOUT` are there.
+
+    Raises:
+        ArtifactError: With the name of one that is not.
+    """
     for name in LAYOUT:
-        place = folder / name
-        if not place.is_file():
+        if not (folder / name).is_file():
             raise ArtifactError(
                 f"{folder}: holds no {name}; an autoencoder is a folder in the diffusers layout, with "
                 f"{' and '.join(LAYOUT)}"
             )
-        with place.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        rows.append({"name": name, "sha256": sha256})
-    return rows

@@ -14,12 +14,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transfusion.autoencoder.config import AutoencoderConfig
+from transfusion.autoencoder.config import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    AutoencoderConfig,
+    check_layout,
+)
 from transfusion.autoencoder.quantizer import codebook, is_quantized, nearest_codes, vectors_of
 from transfusion.errors import ArtifactError
-
-CONFIG_NAME = "config.json"
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 NETWORKS = ("AutoencoderKL", "VQModel")
 """The classes of diffusers that are taken in."""
@@ -86,12 +88,7 @@ def load_network(folder: Path) -> Any:
     Raises:
         ArtifactError: The folder is not in the diffusers layout of one of `NETWORKS`.
     """
-    for name in (CONFIG_NAME, WEIGHTS_NAME):
-        if not (folder / name).is_file():
-            raise ArtifactError(
-                f"{folder}: holds no {name}; an autoencoder is a folder in the diffusers layout, with "
-                f"{CONFIG_NAME} and {WEIGHTS_NAME}"
-            )
+    check_layout(folder)
     try:
         config = json.loads((folder / CONFIG_NAME).read_text())
         kind = config.get("_class_name")
@@ -136,6 +133,26 @@ def latent_channels_of(network: Any) -> int:
     """Channels of a network's raw latents."""
     config = network.config
     return int(config.get("vq_embed_dim") or config.latent_channels)
+
+
+def downsampling_of(network: Any) -> int:
+    """Pixels along the side of one latent position."""
+    return int(2 ** (len(network.config.block_out_channels) - 1))
+
+
+def latent_shape_of(network: Any, *, height_px: int, width_px: int) -> tuple[int, int, int]:
+    """Channels, height and width of the latent of an image.
+
+    Raises:
+        ArtifactError: A side is no multiple of the downsampling.
+    """
+    size = downsampling_of(network)
+    if height_px % size or width_px % size:
+        raise ArtifactError(
+            f"image of {height_px} x {width_px} px: sides must be multiples of {size}, the autoencoder's "
+            "downsampling"
+        )
+    return latent_channels_of(network), height_px // size, width_px // size
 
 
 def decode_raw(network: Any, raw: Float[Tensor, "b c i j"]) -> Float[Tensor, "b 3 h w"]:

@@ -1,5 +1,7 @@
 """What is asked of the noise: names and numbers, without torch, so that a plan can read them."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +14,29 @@ TargetName = Literal["epsilon", "v", "flow"]
 TimestepDraw = Literal["uniform", "logit_normal"]
 LossWeighting = Literal["none", "min_snr", "truncated_snr"]
 VarianceName = Literal["fixed", "learned_range"]
+SolverName = Literal["ddpm", "ddim", "dpm++", "unipc"]
+
+SOLVER_STEPS: Mapping[SolverName, tuple[int, int]] = MappingProxyType(
+    {"ddpm": (100, 1000), "ddim": (50, 1000), "dpm++": (10, 250), "unipc": (10, 250)}
+)
+"""Fewest and most steps of a solver. Fewer shrink the standard deviation of latents by more than .05; more start
+too close to pure noise for a solver that cannot clamp."""
+
+STRAIGHT_SOLVERS: tuple[SolverName, ...] = ("ddim", "dpm++", "unipc")
+"""Solvers of the straight schedule, where DDIM's step is Euler's."""
+
+
+def check_solver(name: SolverName, *, schedule: ScheduleName) -> None:
+    """Refuses a solver that is not made for the schedule.
+
+    Raises:
+        ValueError: With the solvers that are.
+    """
+    if schedule == "straight" and name not in STRAIGHT_SOLVERS:
+        raise ValueError(
+            f"solver must be one of {', '.join(STRAIGHT_SOLVERS)} for a model of schedule {schedule!r}, got "
+            f"{name!r}, which adds noise as it goes"
+        )
 
 
 class NoiseConfig(Config):

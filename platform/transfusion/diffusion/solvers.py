@@ -13,24 +13,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from transfusion.diffusion.config import (
+    SOLVER_STEPS,
     BetaScheduleName,
     NoiseConfig,
-    ScheduleName,
+    SolverName,
     TargetName,
     VarianceName,
+    check_solver,
 )
 from transfusion.diffusion.schedules import BETAS
 from transfusion.diffusion.times import shifted
-
-SolverName = Literal["ddpm", "ddim", "dpm++", "unipc"]
-
 
 _SETTINGS: Mapping[TargetName, Mapping[str, str]] = MappingProxyType(
     {
@@ -52,13 +51,7 @@ class _Solver:
     """On a schedule that keeps variance."""
 
     build_straight: Callable[..., Any] | None
-    """On the straight schedule; None where the solver is not made for it."""
-
-    min_steps: int
-    """Fewer shrink the standard deviation by more than .05."""
-
-    max_steps: int
-    """More start too close to pure noise for a solver that cannot clamp."""
+    """On the straight schedule; None for those that are not in `STRAIGHT_SOLVERS`."""
 
 
 def make_solver(name: SolverName, *, num_steps: int, noise: NoiseConfig = NoiseConfig()) -> Any:  # noqa: B008 it is frozen
@@ -112,33 +105,20 @@ def solver_input(
     return torch.cat([prediction, torch.full_like(variance, -1) if is_last else variance], dim=1)
 
 
-def check_solver(name: SolverName, *, schedule: ScheduleName) -> None:
-    """Refuses a solver that is not made for the schedule.
-
-    Raises:
-        ValueError: With the solvers that are.
-    """
-    if schedule == "straight" and SOLVERS[name].build_straight is None:
-        others = ", ".join(n for n, solver in SOLVERS.items() if solver.build_straight is not None)
-        raise ValueError(
-            f"solver must be one of {others} for schedule {schedule!r}, got {name!r}, which adds noise as it goes"
-        )
-
-
 def check_steps(name: SolverName, *, num_steps: int, num_timesteps: int = 1000) -> None:
     """Refuses a number of steps with which the solver does not keep the variance of latents.
 
     Raises:
         ValueError: With the range that is offered.
     """
-    low = SOLVERS[name].min_steps
-    high = min(SOLVERS[name].max_steps, num_timesteps)
+    low, most = SOLVER_STEPS[name]
+    high = min(most, num_timesteps)
     if not low <= num_steps <= high:
-        fewest = min(SOLVERS, key=lambda other: SOLVERS[other].min_steps)
+        fewest = min(SOLVER_STEPS, key=lambda other: SOLVER_STEPS[other][0])
         raise ValueError(
             f"num_steps must be {low} to {high} for solver {name!r}, got {num_steps}"
             + (
-                f"; {fewest!r} takes {SOLVERS[fewest].min_steps} or more"
+                f"; {fewest!r} takes {SOLVER_STEPS[fewest][0]} or more"
                 if num_steps < low and fewest != name
                 else ""
             )
@@ -178,10 +158,10 @@ def _straight(name: SolverName, num_steps: int, noise: NoiseConfig) -> Any:
     assert build is not None
     scheduler = build(num_train_timesteps=noise.num_timesteps)
     scheduler.set_timesteps(num_steps)
-    # Set after the fact, since only some schedulers take both: the model knows integers only, and diffusers cuts
-    # them off where the nearest is meant.
+    # Set afterwards, since not every scheduler takes both. The model knows integer timesteps; diffusers truncates
+    # where the nearest is meant.
     scheduler.sigmas = torch.tensor([*times, 0.0])
-    # The two that take logarithms: the latents are all but noise, and log(0) is no number.
+    # DPM-Solver++ and UniPC take log(1 - sigma), which pure noise makes infinite.
     scheduler.sigmas[0] = times[0] if name == "ddim" else 1 - 1e-6
     scheduler.timesteps = torch.tensor([float(round(time * last)) for time in times])
     scheduler.set_begin_index(0)
@@ -215,9 +195,9 @@ def _unipc_straight(**settings: Any) -> Any:
 
 SOLVERS: Mapping[SolverName, _Solver] = MappingProxyType(
     {
-        "ddpm": _Solver(_ddpm, None, min_steps=100, max_steps=1000),
-        "ddim": _Solver(_ddim, _euler, min_steps=50, max_steps=1000),
-        "dpm++": _Solver(_dpm, _dpm_straight, min_steps=10, max_steps=250),
-        "unipc": _Solver(_unipc, _unipc_straight, min_steps=10, max_steps=250),
+        "ddpm": _Solver(_ddpm, None),
+        "ddim": _Solver(_ddim, _euler),
+        "dpm++": _Solver(_dpm, _dpm_straight),
+        "unipc": _Solver(_unipc, _unipc_straight),
     }
 )

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -47,16 +48,12 @@ def scene_metrics(
     metrics = {}
     if single:
         prefix = f"ceiling.{name}"
-        metrics[f"{prefix}.color_accuracy"] = _mean([v.color_correct for v in single])
-        metrics[f"{prefix}.shape_accuracy"] = _mean([v.shape_correct for v in single])
-        metrics[f"{prefix}.color_shape_accuracy"] = _mean(
+        metrics[f"{prefix}.color_accuracy"] = fmean([v.color_correct for v in single])
+        metrics[f"{prefix}.shape_accuracy"] = fmean([v.shape_correct for v in single])
+        metrics[f"{prefix}.color_shape_accuracy"] = fmean(
             [v.color_correct and v.shape_correct for v in single]
         )
-        metrics[f"{prefix}.accuracy"] = _mean([v.correct for v in single])
+        metrics[f"{prefix}.accuracy"] = fmean([v.correct for v in single])
     if several:
-        metrics[f"ceiling.{name}.several_objects.accuracy"] = _mean([v.correct for v in several])
+        metrics[f"ceiling.{name}.several_objects.accuracy"] = fmean([v.correct for v in several])
     return metrics
-
-
-def _mean(values: Sequence[bool]) -> float:
-    return sum(values) / len(values)

@@ -35,7 +35,7 @@ class EvaluateConfig(ImageSampling):
     """Prompts of the task `single_object`."""
 
     class_prompt: str | None = Field(None, pattern=r"\{label\}")
-    """How a class-conditional model of the drawn shapes is asked for a single object: `{label}` is "red circle"."""
+    """How a class-conditional model of drawn shapes is asked for a single object: `{label}` is "red circle"."""
 
     num_per_task: int = Field(32, ge=1)
     """Prompts of every other task."""

@@ -17,11 +17,9 @@ from jaxtyping import Float64, UInt8
 
 from transfusion.evaluate.batches import in_batches
 from transfusion.evaluate.ceiling import mean_psnr_db
-from transfusion.evaluate.config import EvaluateConfig
 from transfusion.evaluate.held_out import Edit
 from transfusion.evaluate.judges import Evaluation
-from transfusion.evaluate.pictures import save_pictures, seed_of
-from transfusion.sample.params import SamplingParams
+from transfusion.evaluate.pictures import image_params, save_pictures, seed_of
 from transfusion.sample.reading import TextPart
 from transfusion.sample.rows import Request
 
@@ -120,7 +118,11 @@ def _draw(evaluation: Evaluation, edits: Sequence[Edit]) -> list[Pixels]:
         requests = [
             Request(
                 (*sampler.parts_of(edit.images), TextPart(edit.instruction_ids)),
-                _params(config, seed_of(config.seed, "edit", number)),
+                image_params(
+                    config,
+                    seed_of(config.seed, "edit", number),
+                    image_guidance_scale=config.image_guidance_scale,
+                ),
             )
             for number, edit in batch
         ]
@@ -132,15 +134,4 @@ def _draw(evaluation: Evaluation, edits: Sequence[Edit]) -> list[Pixels]:
         list(enumerate(edits)),
         batch_size=config.batch_size,
         advance=evaluation.advance,
-    )
-
-
-def _params(config: EvaluateConfig, seed: int) -> SamplingParams:
-    return SamplingParams(
-        solver=config.solver,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.guidance_scale,
-        image_guidance_scale=config.image_guidance_scale,
-        seed=seed,
-        modalities=("image",),
     )

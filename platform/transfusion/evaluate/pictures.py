@@ -27,20 +27,28 @@ def draw_prompts(
     """One image a prompt."""
 
     def draw(batch: Sequence[tuple[str, int]]) -> list[np.ndarray]:
-        requests = [sampler.request(prompt, _params(how, seed)) for prompt, seed in batch]
+        requests = [sampler.request(prompt, image_params(how, seed)) for prompt, seed in batch]
         return [image for sample in sampler.sample(requests) for image in sample.images]
 
     pairs = list(zip(prompts, seeds, strict=True))
     return in_batches(workers, draw, pairs, batch_size=batch_size, advance=advance)
 
 
-def _params(how: ImageSampling, seed: int) -> SamplingParams:
+def image_params(
+    how: ImageSampling, seed: int, *, image_guidance_scale: float | None = None
+) -> SamplingParams:
+    """How one image is asked for.
+
+    Args:
+        image_guidance_scale: Of an edit: how close it keeps to the image that is edited.
+    """
     return SamplingParams(
         solver=how.solver,
         num_inference_steps=how.num_inference_steps,
         guidance_scale=how.guidance_scale,
         code_temperature=how.code_temperature,
         code_top_p=how.code_top_p,
+        image_guidance_scale=image_guidance_scale,
         seed=seed,
         modalities=("image",),
     )

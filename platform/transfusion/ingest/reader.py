@@ -14,6 +14,7 @@ import numpy as np
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.autoencoder.statistics import FILE_NAME as STATISTICS
+from transfusion.autoencoder.statistics import LatentStatistics
 from transfusion.config import validate
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.errors import ArtifactError
@@ -273,8 +274,6 @@ def _layout(values: dict[str, Any]) -> SequenceLayout:
 
 def _scaling(latents: Artifact | None, shape: tuple[int, int, int]) -> Scaling:
     """Shift and scale of the autoencoder that made the latents."""
-    from transfusion.autoencoder.statistics import LatentStatistics
-
     if latents is None:
         return Scaling(np.zeros(shape, np.float32), np.ones(shape, np.float32))
     folder = latents.input("autoencoder").local(STATISTICS).parent

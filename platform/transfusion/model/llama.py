@@ -17,20 +17,44 @@ from torch import Tensor
 from transfusion.errors import ArtifactError
 from transfusion.model.config import ModelConfig
 from transfusion.model.llama_config import CONFIG, INDEX, SINGLE, read_json, transformer_config
-from transfusion.model.transformer import TransfusionModel
 
-_SHAPE_FIELDS = (
-    "dim",
-    "depth",
-    "num_heads",
-    "kv_heads",
-    "hidden_dim",
-    "rope_theta",
-    "norm_eps",
-    "qk_norm",
-    "norm",
-)
-"""What a model must share with a checkpoint to take its weights."""
+Shape = tuple[int, ...]
+
+
+def llama_tensors(
+    config: ModelConfig, *, vocab_size: int, tied: bool
+) -> dict[str, dict[str, Shape]]:
+    """For each of our parameters the checkpoint's tensors that it is made of, one below the other.
+
+    Args:
+        tied: Whether the head is the table of embeddings.
+    """
+    dim, hidden = config.dim, config.hidden_dim
+    queries, keys = (heads * config.head_dim for heads in (config.num_heads, config.kv_heads))
+    table, gain = (vocab_size, dim), (dim,)
+    embedding = "model.embed_tokens.weight"
+    named: dict[str, dict[str, Shape]] = {"embedding.weight": {embedding: table}}
+    for index in range(config.depth):
+        theirs, ours = f"model.layers.{index}", f"blocks.{index}"
+        attention, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
+        named |= {
+            f"{ours}.attention_norm.weight": {f"{theirs}.input_layernorm.weight": gain},
+            f"{ours}.attention.qkv.weight": {
+                f"{attention}.q_proj.weight": (queries, dim),
+                f"{attention}.k_proj.weight": (keys, dim),
+                f"{attention}.v_proj.weight": (keys, dim),
+            },
+            f"{ours}.attention.out.weight": {f"{attention}.o_proj.weight": (dim, queries)},
+            f"{ours}.ffn_norm.weight": {f"{theirs}.post_attention_layernorm.weight": gain},
+            f"{ours}.ffn.gate_up.weight": {
+                f"{ffn}.gate_proj.weight": (hidden, dim),
+                f"{ffn}.up_proj.weight": (hidden, dim),
+            },
+            f"{ours}.ffn.out.weight": {f"{ffn}.down_proj.weight": (dim, hidden)},
+        }
+    named["norm.weight"] = {"model.norm.weight": gain}
+    named["head.weight"] = {embedding if tied else "lm_head.weight": table}
+    return named
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,85 +94,22 @@ class LlamaCheckpoint:
         checkpoint._check_tensors()
         return checkpoint
 
-    def over(self, name: str, weight: Tensor) -> Tensor:
-        """A parameter of a `TransfusionModel` with the checkpoint's values in it.
+    def read(self, name: str) -> Tensor:
+        """A parameter of a `TransfusionModel` by its full name, one of `shapes`; on CPU."""
+        return torch.cat([self._read(theirs) for theirs in self._tensors()[name]])
 
-        Args:
-            name: The parameter's full name.
-            weight: Its value so far, unsharded. Rows beyond the checkpoint's vocabulary keep it, and so does
-                all that the checkpoint has not: such a weight is returned as it is.
-
-        Returns:
-            On CPU, in the dtype of `weight`.
-
-        Raises:
-            ArtifactError: The weight has another shape than the checkpoint's.
-        """
-        sources = self._sources().get(name)
-        if sources is None:
-            return weight
-        stored = torch.cat([self._read(source) for source in sources]).to(weight.dtype)
-        rows = len(stored)
-        grown = name in ("embedding.weight", "head.weight") and len(weight) > rows
-        if weight.shape[1:] != stored.shape[1:] or (len(weight) != rows and not grown):
-            raise ArtifactError(
-                f"{self.folder}: {' + '.join(sources)} is {tuple(stored.shape)}, the model's {name} "
-                f"{tuple(weight.shape)}; give the model the checkpoint's sizes"
-            )
-        return torch.cat([stored, weight[rows:].cpu()]) if grown else stored
-
-    def names(self) -> list[str]:
-        """Parameters that it has values for, by our names: the pretrained part of a model."""
-        return list(self._sources())
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
+    def shapes(self) -> dict[str, Shape]:
         """Of the parameters that it has values for, by our names."""
-        theirs = dict(self._shapes())
         return {
-            name: (sum(theirs[source][0] for source in sources), *theirs[sources[0]][1:])
-            for name, sources in self._sources().items()
+            ours: (sum(shape[0] for shape in theirs.values()), *next(iter(theirs.values()))[1:])
+            for ours, theirs in self._tensors().items()
         }
 
-    def _sources(self) -> dict[str, tuple[str, ...]]:
-        """For each of our names the tensors that it is made of, one below the other."""
-        named: dict[str, tuple[str, ...]] = {"embedding.weight": ("model.embed_tokens.weight",)}
-        for index in range(self.config.depth):
-            theirs, ours = f"model.layers.{index}", f"blocks.{index}"
-            attention, ffn = f"{theirs}.self_attn", f"{theirs}.mlp"
-            named |= {
-                f"{ours}.attention_norm.weight": (f"{theirs}.input_layernorm.weight",),
-                f"{ours}.attention.qkv.weight": tuple(
-                    f"{attention}.{x}_proj.weight" for x in "qkv"
-                ),
-                f"{ours}.attention.out.weight": (f"{attention}.o_proj.weight",),
-                f"{ours}.ffn_norm.weight": (f"{theirs}.post_attention_layernorm.weight",),
-                f"{ours}.ffn.gate_up.weight": (f"{ffn}.gate_proj.weight", f"{ffn}.up_proj.weight"),
-                f"{ours}.ffn.out.weight": (f"{ffn}.down_proj.weight",),
-            }
-        named["norm.weight"] = ("model.norm.weight",)
-        named["head.weight"] = ("model.embed_tokens.weight" if self.tied else "lm_head.weight",)
-        return named
-
-    def _shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
-        """The tensors that must be there."""
-        c = self.config
-        inner = {
-            "q_proj": (c.num_heads * c.head_dim, c.dim),
-            "k_proj": (c.kv_heads * c.head_dim, c.dim),
-            "v_proj": (c.kv_heads * c.head_dim, c.dim),
-            "o_proj": (c.dim, c.num_heads * c.head_dim),
-            "gate_proj": (c.hidden_dim, c.dim),
-            "up_proj": (c.hidden_dim, c.dim),
-            "down_proj": (c.dim, c.hidden_dim),
-            "embed_tokens": (self.vocab_size, c.dim),
-            "lm_head": (self.vocab_size, c.dim),
-        }
-        for sources in self._sources().values():
-            for source in sources:
-                yield source, inner.get(source.split(".")[-2], (c.dim,))
+    def _tensors(self) -> dict[str, dict[str, Shape]]:
+        return llama_tensors(self.config, vocab_size=self.vocab_size, tied=self.tied)
 
     def _check_tensors(self) -> None:
-        shapes = dict(self._shapes())
+        shapes = {name: shape for made in self._tensors().values() for name, shape in made.items()}
         faults = []
         for name, expected in shapes.items():
             if name not in self.files:
@@ -179,37 +140,6 @@ class LlamaCheckpoint:
     def _read(self, name: str) -> Tensor:
         with _opened(self.files[name]) as file:
             return file.get_tensor(name)
-
-
-@torch.no_grad()
-def load_llama(model: TransfusionModel, folder: Path) -> list[str]:
-    """Gives a model that is not sharded the weights of a checkpoint; adapters and further ids keep theirs.
-
-    Of one that is sharded, `LlamaCheckpoint.over` gives each weight in full.
-
-    Returns:
-        The names of the parameters that were taken, wholly or in their first rows.
-
-    Raises:
-        ArtifactError: The folder is no such checkpoint, or the model has other sizes; every fault is named.
-    """
-    checkpoint = LlamaCheckpoint.open(folder)
-    faults = [
-        f"{folder}: its {field} is {theirs}, the model's {ours}; they must be the same"
-        for field in _SHAPE_FIELDS
-        if (theirs := getattr(checkpoint.config, field)) != (ours := getattr(model.config, field))
-    ]
-    if checkpoint.vocab_size > model.vocab_size:
-        faults.append(
-            f"{folder}: its vocab_size is {checkpoint.vocab_size}, the model's {model.vocab_size}; use the "
-            "checkpoint's own tokenizer"
-        )
-    if faults:
-        raise ArtifactError("\n".join(faults))
-    parameters = dict(model.named_parameters())
-    for name in checkpoint.names():
-        parameters[name].copy_(checkpoint.over(name, parameters[name]))
-    return checkpoint.names()
 
 
 def _one_id(value: Any) -> int | None:

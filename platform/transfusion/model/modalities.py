@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -20,7 +21,9 @@ OfRows = Callable[[Tensor], Tensor]
 class Rows(NamedTuple):
     """Index into the flattened (b n) of the positions of each modality; b * n, one past the end, is no row."""
 
-    text: Int[Tensor, " t"]
+    text: Int[Tensor, " t"] | None
+    """None for all: the rows that images have are then computed by text's weights for nothing."""
+
     image: Int[Tensor, " i"]
 
     @classmethod
@@ -28,14 +31,14 @@ class Rows(NamedTuple):
         """The rows that are not in `image` are text.
 
         Args:
-            static: As many rows of text as there are positions, whatever the batch: shapes stay, for a compiler,
-                and the rows that images have are computed by text's weights for nothing.
+            static: Text's weights see every position, whatever the batch: shapes stay, for a compiler.
         """
+        if static:
+            return cls(text=None, image=image)
         numbers = torch.arange(num_rows, device=image.device)
         is_image = torch.zeros(num_rows + 1, dtype=torch.bool, device=image.device)
         is_image = is_image.index_fill(0, image, True)[:-1]
-        text = torch.where(is_image, num_rows, numbers) if static else numbers[~is_image]
-        return cls(text=text, image=image)
+        return cls(text=numbers[~is_image], image=image)
 
 
 def each_by_its_own(
@@ -46,8 +49,13 @@ def each_by_its_own(
         return text(x)
     flat = rearrange(x, "b n d -> (b n) d")
     # One row past the end is read and written by the rows that are none.
-    flat = torch.cat([flat, flat.new_zeros(1, flat.shape[1])])
-    of_text, of_image = text(flat[rows.text]), image(flat[rows.image])
-    both = of_text.new_zeros(len(flat), of_text.shape[1])
-    both = both.index_copy(0, rows.text, of_text).index_copy(0, rows.image, of_image)
+    padded = F.pad(flat, (0, 0, 0, 1))
+    # Not `padded[...]`, whose gradient CUDA adds up row by row where an index stands often, as that past the end.
+    of_image = image(padded.index_select(0, rows.image))
+    if rows.text is None:
+        both = F.pad(text(flat), (0, 0, 0, 1))
+    else:
+        of_text = text(padded.index_select(0, rows.text))
+        both = of_text.new_zeros(len(padded), of_text.shape[1]).index_copy(0, rows.text, of_text)
+    both = both.index_copy(0, rows.image, of_image)
     return rearrange(both[:-1], "(b n) k -> b n k", b=x.shape[0])

@@ -8,8 +8,8 @@ weights for it.
 
 The paper says that its U-Net adds 0.27 B to every size: 106.1, 71.3, 35.5, 19.3 and 3.8%. It publishes no layout.
 Ours has 0.26 to 0.28 B, which are 164.7, 71.7, 34.6, 19.8 and 4.1% at patches of 2 x 2. The paper's own shares
-come to 172, 267, 276, 263 and 256 M of these sizes. So the first is no 0.27 B (166.1% would be), and the others
-fall where the one layer that meets the transformer grows: those shares are of rounded sizes.
+come to 172, 267, 276, 263 and 256 M of these sizes. So the first share cannot be of 0.27 B (that would be 166.1%),
+and the others shrink although the layer that meets the transformer grows: they are shares of rounded sizes.
 
 Its linear adapter adds 0.5, 0.4, 0.4, 0.4 and 0.3%. `time_embedding: mlp` gives just these. With `patch`, which is
 what its footnote 6 describes and what these presets hold, it is a tenth of that at patches of 2 x 2; only 0.16B at

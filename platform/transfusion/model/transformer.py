@@ -20,6 +20,7 @@ from transfusion.model.attention import Attend, plan_attention
 from transfusion.model.blocks import Block, rotation
 from transfusion.model.cache import RaggedStep
 from transfusion.model.config import ModelConfig
+from transfusion.model.head import Head
 from transfusion.model.images import EncodedImages
 from transfusion.model.initial import initialize
 from transfusion.model.modalities import Rows, each_by_its_own
@@ -81,7 +82,7 @@ class TransfusionModel(nn.Module):
         predicted = latent_channels * (1 if variance == "fixed" else 2)
         self.up = UP[config.adapter](config, predicted)
         self.skip = NoisySkip(latent_channels) if config.noisy_skip == "gated" else None
-        self.head = nn.Linear(config.dim, vocab_size, bias=False)
+        self.head = Head(config.dim, vocab_size)
 
     def init_weights(self, seed: int) -> None:
         """Draws every weight anew; the same on every device, and after `to_empty`."""
@@ -121,8 +122,10 @@ class TransfusionModel(nn.Module):
             images=places,
         )
         rows = torch.cat([rearrange(hidden, "b n d -> (b n) d"), dummy])
-        patches = rearrange(rows[places], "(m p) d -> m p d", p=batch.image_positions.shape[1])
-        text = rows[batch.text_rows]
+        patches = rearrange(
+            rows.index_select(0, places), "(m p) d -> m p d", p=batch.image_positions.shape[1]
+        )
+        text = rows.index_select(0, batch.text_rows)
         epsilon, variance = self.decode_images(patches, batch.timesteps, encoded), None
         if epsilon.shape[1] > self.latent_channels:
             # Copies: FSDP hooks its backward onto what a forward returns, which must be no views.
@@ -197,7 +200,7 @@ class TransfusionModel(nn.Module):
         """Predicted noise, in fp32, of patches that have been through the transformer.
 
         Args:
-            encoded: Of the same step; its `for_branches` when the branches of guidance are stacked.
+            encoded: Of the same step; where branches of guidance are stacked, its rows are repeated by `of`.
 
         Returns:
             The latent's channels, and behind them as many of the variance where it is learned.

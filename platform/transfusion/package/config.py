@@ -1,43 +1,17 @@
 """Configuration of the package stage, and how a packaged model is sampled unless a caller says otherwise."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from transfusion.config import Config
-from transfusion.diffusion.config import ScheduleName
-
-Solver = Literal["ddpm", "ddim", "dpm++", "unipc"]
-"""The names of `diffusion.solvers.SOLVERS`, which cannot be imported where torch may not be."""
-
-SOLVER_STEPS: Mapping[Solver, tuple[int, int]] = MappingProxyType(
-    {"ddpm": (100, 1000), "ddim": (50, 1000), "dpm++": (10, 250), "unipc": (10, 250)}
-)
-"""Fewest and most steps with which each solver keeps the variance of latents, as in `diffusion.solvers`."""
-
-STRAIGHT_SOLVERS: tuple[Solver, ...] = ("ddim", "dpm++", "unipc")
-"""Solvers of the straight schedule, as in `diffusion.solvers`; DDIM's step is Euler's there."""
-
-
-def check_solver(solver: Solver, schedule: ScheduleName) -> None:
-    """Refuses a solver that is not made for the schedule.
-
-    Raises:
-        ValueError: With the solvers that are.
-    """
-    if schedule == "straight" and solver not in STRAIGHT_SOLVERS:
-        raise ValueError(
-            f"solver must be one of {', '.join(STRAIGHT_SOLVERS)} for a model of schedule {schedule!r}, "
-            f"got {solver!r}"
-        )
+from transfusion.diffusion.config import SOLVER_STEPS, SolverName
 
 
 class ImageSampling(Config):
     """How images are drawn."""
 
-    solver: Solver = "ddim"
+    solver: SolverName = "ddim"
     """How noise is taken away."""
 
     num_inference_steps: int = Field(50, ge=1)

@@ -11,15 +11,22 @@ README.md               the model card
 import json
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from transfusion.artifacts.mixture import Mixture
 from transfusion.config import Config, validate
-from transfusion.diffusion.config import NoiseConfig, ScheduleName, TargetName, VarianceName
+from transfusion.diffusion.config import (
+    NoiseConfig,
+    ScheduleName,
+    TargetName,
+    VarianceName,
+    check_solver,
+)
 from transfusion.errors import ArtifactError
 from transfusion.model.config import ModelConfig
-from transfusion.package.config import SamplingDefaults, check_solver
+from transfusion.package.config import SamplingDefaults
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
 
@@ -47,6 +54,19 @@ class LineageEntry(Config):
     inputs: dict[str, str] = {}
     """Role to fingerprint."""
     config: dict[str, JsonValue] = {}
+
+
+def said_by(plan: Mixture, noise: NoiseConfig, *, downsampling: int) -> dict[str, Any]:
+    """Fields of a `PackageConfig` that the plan and the objective of its training decide."""
+    return {
+        "num_codes": plan.num_codes,
+        "sequence_length": plan.sequence_length,
+        "latent_channels": plan.latent_channels,
+        "latent_height": plan.latent_height,
+        "latent_width": plan.latent_width,
+        "image_size_px": plan.latent_height * downsampling,
+        **{name: getattr(noise, name) for name in NoiseConfig.model_fields},
+    }
 
 
 class PackageConfig(Config):
@@ -91,7 +111,7 @@ class PackageConfig(Config):
 
     @model_validator(mode="after")
     def _noise_can_be_taken_away(self) -> "PackageConfig":
-        check_solver(self.sampling.solver, self.noise.schedule)
+        check_solver(self.sampling.solver, schedule=self.noise.schedule)
         return self
 
     @property
@@ -103,13 +123,7 @@ class PackageConfig(Config):
     @property
     def noise(self) -> NoiseConfig:
         """How the model was taught to see noise."""
-        return NoiseConfig(
-            schedule=self.schedule,
-            num_timesteps=self.num_timesteps,
-            target=self.target,
-            timestep_shift=self.timestep_shift,
-            variance=self.variance,
-        )
+        return NoiseConfig(**{name: getattr(self, name) for name in NoiseConfig.model_fields})
 
     @property
     def special(self) -> SpecialIds:

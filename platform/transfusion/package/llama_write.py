@@ -13,6 +13,7 @@ from transfusion.artifacts.publish import publish_folder
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
 from transfusion.model.config import ModelConfig
+from transfusion.model.llama import llama_tensors
 from transfusion.model.llama_config import CONFIG, SINGLE
 from transfusion.package.format import TOKENIZER, WEIGHT_FILES
 from transfusion.package.llama import ToLlamaConfig
@@ -100,19 +101,7 @@ def write_llama(
 
 def _named(model: ModelConfig, weights: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """Our weights under their names, what is one matrix here cut in its parts."""
-    yield "model.embed_tokens.weight", weights["embedding.weight"]
-    yield "model.norm.weight", weights["norm.weight"]
-    yield "lm_head.weight", weights["head.weight"]
-    heads = [model.num_heads, model.kv_heads, model.kv_heads]
-    for index in range(model.depth):
-        ours, theirs = f"blocks.{index}", f"model.layers.{index}"
-        qkv = weights[f"{ours}.attention.qkv.weight"].split([n * model.head_dim for n in heads])
-        gate, up = weights[f"{ours}.ffn.gate_up.weight"].chunk(2)
-        for name, part in zip("qkv", qkv, strict=True):
-            yield f"{theirs}.self_attn.{name}_proj.weight", part
-        yield f"{theirs}.self_attn.o_proj.weight", weights[f"{ours}.attention.out.weight"]
-        yield f"{theirs}.mlp.gate_proj.weight", gate
-        yield f"{theirs}.mlp.up_proj.weight", up
-        yield f"{theirs}.mlp.down_proj.weight", weights[f"{ours}.ffn.out.weight"]
-        yield f"{theirs}.input_layernorm.weight", weights[f"{ours}.attention_norm.weight"]
-        yield f"{theirs}.post_attention_layernorm.weight", weights[f"{ours}.ffn_norm.weight"]
+    vocab_size = len(weights["embedding.weight"])
+    for ours, theirs in llama_tensors(model, vocab_size=vocab_size, tied=False).items():
+        parts = weights[ours].split([shape[0] for shape in theirs.values()])
+        yield from zip(theirs, parts, strict=True)

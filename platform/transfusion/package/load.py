@@ -111,7 +111,7 @@ def load_model(
     device: torch.device | str = "cpu",
     precision: Precision = "fp32",
 ) -> TransfusionModel:
-    """The model of a package that was verified, or is beside this.
+    """The model of a package that was verified, or is being verified at the same time.
 
     Raises:
         ArtifactError: There are no such weights, or they do not fit the config.

@@ -9,17 +9,18 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.artifacts.publish import publish_folder
 from transfusion.config import validate
-from transfusion.diffusion.config import ObjectiveConfig
+from transfusion.diffusion.config import ObjectiveConfig, check_solver
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.model.config import ModelConfig
 from transfusion.model.weights_file import LazyTensors, read_tensors
-from transfusion.package.config import PackageStageConfig, check_solver
+from transfusion.package.config import PackageStageConfig
 from transfusion.package.format import (
     TOKENIZER,
     WEIGHT_FILES,
     LineageEntry,
     PackageConfig,
     Weights,
+    said_by,
 )
 from transfusion.package.verify import verify_package
 from transfusion.package.write import write_package
@@ -62,7 +63,7 @@ def describe(
     if model is None or layout is None or objective is None:
         raise ArtifactError("\n".join(faults + more + others))
     try:
-        check_solver(config.sampling.solver, objective.schedule)
+        check_solver(config.sampling.solver, schedule=objective.schedule)
     except ValueError as error:
         raise SpecError(f"package: sampling: {error}") from error
     _check_belongs(inputs)
@@ -72,22 +73,14 @@ def describe(
         name=name,
         model=model,
         num_pieces=num_pieces,
-        num_codes=planned.num_codes,
         special_ids={key: getattr(special, key) for key in ("pad", "bos", "eos", "boi", "eoi")},
         layout=layout,
-        sequence_length=planned.sequence_length,
-        latent_channels=planned.latent_channels,
-        latent_height=planned.latent_height,
-        latent_width=planned.latent_width,
-        image_size_px=planned.latent_height * int(inputs["autoencoder"].metadata["downsampling"]),
-        schedule=objective.schedule,
-        num_timesteps=objective.num_timesteps,
-        target=objective.target,
-        timestep_shift=objective.timestep_shift,
-        variance=objective.variance,
         sampling=config.sampling,
         lineage=lineage(inputs.values()),
         files={},
+        **said_by(
+            planned, objective, downsampling=int(inputs["autoencoder"].metadata["downsampling"])
+        ),
     )
 
 

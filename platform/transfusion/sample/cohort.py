@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from transfusion.diffusion.config import NoiseConfig
-from transfusion.diffusion.solvers import SolverName, make_solver, solver_input
+from transfusion.diffusion.config import NoiseConfig, SolverName
+from transfusion.diffusion.solvers import make_solver, solver_input
 
 
 @lru_cache(maxsize=64)

@@ -5,9 +5,9 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from transfusion.config import validate
-from transfusion.diffusion.config import ScheduleName
+from transfusion.diffusion.config import ScheduleName, check_solver
 from transfusion.errors import SpecError
-from transfusion.package.config import SamplingDefaults, check_solver
+from transfusion.package.config import SamplingDefaults
 
 Modality = Literal["text", "image"]
 
@@ -99,7 +99,7 @@ def params_with(
     if params is None:
         raise SpecError(faults)
     try:
-        check_solver(params.solver, schedule)
+        check_solver(params.solver, schedule=schedule)
     except ValueError as error:
         raise SpecError(str(error)) from error
     return params

@@ -4,7 +4,7 @@ Axes: b = sequences, n = positions, m = image slots, p = patches of an image, r 
 c h w = latent.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -74,10 +74,17 @@ class PackedBatch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "PackedBatch":
         """The same batch on another device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "PackedBatch":
+        """The same batch in memory that a GPU copies from without the host."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "PackedBatch":
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             if value is not None:
-                values[name] = value.to(device, non_blocking=non_blocking)
+                values[name] = change(value)
         return PackedBatch(**values)
 
 

@@ -32,7 +32,8 @@ KEPT = frozenset(
         torch.ops.higher_order.flex_attention,
     }
 )
-"""What selective checkpointing keeps, since it is dear to compute: products with weights, and fused attention.
+"""What selective checkpointing keeps, since it is dear to compute: products with weights, and fused attention
+(FlexAttention in compiled blocks alone: outside of them nothing sees into its kernel, and it is computed again).
 Batched products are not among them: scores of attention written out are larger than all else together."""
 
 

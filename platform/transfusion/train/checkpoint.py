@@ -89,8 +89,9 @@ class Checkpoints:
         """
         place = f"{self._folder}/data/{attempt}/step-{step:06d}"
         with tempfile.TemporaryDirectory(dir=self._scratch) as staging:
-            # Staged files are copied, and flushed there; flushing them here too would double the wait.
-            writer = FileSystemWriter(staging, sync_files=False)
+            # Staged files are copied, and flushed there; flushing them here too would double the wait. To copy
+            # ahead is to wait for a GPU's stream: for all of a training beside, though the state is on the host.
+            writer = FileSystemWriter(staging, sync_files=False, per_thread_copy_ahead=0)
             save(state, storage_writer=writer, process_group=group)
             mine = [
                 self._put(f"{place}/{source.name}", source)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
+from transfusion.train.measures import Stopwatch
 from transfusion.train.trainee import StepResult
 
 BESIDE = ("checkpoint_s", "validation_s", "preview_s")
@@ -17,9 +18,16 @@ BESIDE = ("checkpoint_s", "validation_s", "preview_s")
 class Clock:
     """Measures on this rank from one finished step to the next, so that the parts add up to the whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._update = Stopwatch(device)
+        self._update_before: Stopwatch | None = None
         self._ended = time.perf_counter()
         self._beside = dict.fromkeys(BESIDE, 0.0)
+
+    def start(self) -> None:
+        """What came before, such as the loading of a checkpoint, is no part of a step."""
+        self._ended = time.perf_counter()
 
     @contextmanager
     def beside(self, name: str) -> Iterator[None]:
@@ -30,6 +38,12 @@ class Clock:
         finally:
             self._beside[name] += time.perf_counter() - began
 
+    def computed(self) -> float:
+        """Marks the end of backward, and returns it by `time.perf_counter`."""
+        self._update = Stopwatch(self._device)
+        self._update.mark("update")
+        return time.perf_counter()
+
     def timing(self, result: StepResult, *, began: float, computed: float) -> dict[str, float]:
         """Timing of the step that ends now.
 
@@ -38,6 +52,7 @@ class Clock:
         Args:
             began: When the step began, by `time.perf_counter`; so with `computed`, the end of backward.
         """
+        optimizer_s = self._optimizer_s()
         ended = time.perf_counter()
         step_s = ended - began
         if result.forward_s is not None and result.backward_s is not None:
@@ -47,7 +62,7 @@ class Clock:
         parts = {
             "data_s": result.data_s,
             **computing,
-            "optimizer_s": ended - computed,
+            "optimizer_s": optimizer_s,
             **self._beside,
         }
         other_s = ended - self._ended - sum(parts.values())
@@ -61,6 +76,13 @@ class Clock:
             **_arithmetic(result, step_s=step_s),
             "peak_memory_bytes": float(peak_memory_bytes()),
         }
+
+    def _optimizer_s(self) -> float:
+        """Of this step's update; on a GPU, which has only been asked for it, of the one before, which is done."""
+        self._update.mark()
+        finished = self._update_before if self._device.type == "cuda" else self._update
+        self._update_before = self._update
+        return finished.seconds(("update",))[0] if finished else 0.0
 
 
 def _arithmetic(result: StepResult, *, step_s: float) -> dict[str, float]:

@@ -19,6 +19,7 @@ class TrainConfig(LoopConfig):
     """Architecture; `transfusion.model.presets` lists sizes with their parameter counts."""
 
     objective: ObjectiveConfig = ObjectiveConfig()
+    """What is predicted of images, how they are noised, and what the losses weigh."""
 
     init_from: Location | None = None
     """A folder to start from: a model package, or a Llama-family checkpoint in the layout of Hugging Face; a stage
@@ -38,9 +39,10 @@ class TrainConfig(LoopConfig):
     """Of `mup`: the `model.dim` that `lr` was found at, and at which nothing is scaled."""
 
     frozen_text: bool = False
-    """Text's weights stay as they were loaded, and patches' own are trained beside them (LMFusion): nothing that
-    is said of text alone changes. Rows of the vocabulary that were drawn anew are frozen too: a model that had no
-    BOI does not learn when to draw, and draws when it is asked to. Needs `model.weights: by_modality`."""
+    """Text's weights stay as they were loaded, and patches' own are trained beside them (LMFusion): what the model
+    says of text without images does not change. Rows of the vocabulary that were drawn anew are frozen too: a
+    model that had no BOI does not learn when to draw, and draws when it is asked to. Needs `model.weights:
+    by_modality`."""
 
     compile: bool = False
     """Blocks are compiled: a minute at the start, faster steps on GPUs, and other last bits."""
@@ -49,10 +51,10 @@ class TrainConfig(LoopConfig):
     """Text rows whose logits exist at once; the others' are computed in turn, and again on the way back. For
     vocabularies of 32,000 and more: 8,192 rows of them are a GiB. All at once when left out."""
 
-    preview_captions: int = Field(0, ge=0)
+    preview_captions: int = Field(0, ge=0, le=8)
     """Held-out images at most that each preview describes as well, those of the captions that it draws: what is
     said of them is in its JSON beside the true words, and the share of right tokens, place by place, is
-    validation's `caption_token_accuracy`. Eight images show a trend at most; the evaluation scores."""
+    validation's `caption_token_accuracy`. So few images show a trend at most; the evaluation scores."""
 
     repeat_first_step: bool = False
     """Every step trains on the first batch of the plan, with the same noise and timesteps. Its loss must come near

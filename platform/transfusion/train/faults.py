@@ -16,6 +16,7 @@ from transfusion.errors import ArtifactError, TransfusionError
 from transfusion.storage.store import Store
 from transfusion.train.agreement import agreed
 from transfusion.train.loop_config import LoopConfig
+from transfusion.train.metrics import split_finite
 from transfusion.train.spikes import Rewind
 from transfusion.train.trainee import Trainee
 
@@ -56,9 +57,7 @@ class Skips:
             NotFiniteError: By the policy, or because it was one too many in a row.
         """
         config = self._config
-        wrong = ", ".join(
-            f"{name} {value}" for name, value in values.items() if not math.isfinite(value)
-        )
+        _, wrong = split_finite(values)
         data = self.write(step, why=wrong, values=values)
         if config.on_nan == "halt":
             raise NotFiniteError(

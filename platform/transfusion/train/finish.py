@@ -127,7 +127,7 @@ def _rates(rows: list[Row]) -> dict[str, float]:
         return {}
     found = {}
     for name in training[-1]:
-        # A run that was begun by an older version has rows that lack some.
+        # A run that goes on under a newer version has rows that lack some.
         values = [timing[name] for timing in training if name in timing]
         peak = name.startswith("peak_")
         found[name] = max(values) if peak else round(sum(values) / len(values), 4)

@@ -3,12 +3,12 @@
 `transfusion.train.pretrained` reads the weights.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from transfusion.errors import ArtifactError
+from transfusion.storage.store import sha256_file
 from transfusion.train.config import TrainConfig
 
 ROLE = "init_from"
@@ -51,7 +51,7 @@ def list_files(config: TrainConfig) -> list[dict[str, str]] | None:
     places = [folder / DESCRIPTION]
     if not is_package(folder):
         places += sorted(place for pattern in WEIGHTS for place in folder.glob(pattern))
-    return [{"name": place.name, "sha256": _sha256(place)} for place in places]
+    return [{"name": place.name, "sha256": sha256_file(place)} for place in places]
 
 
 def faults(config: TrainConfig, roles: Mapping[str, str]) -> list[str]:
@@ -75,8 +75,3 @@ def faults(config: TrainConfig, roles: Mapping[str, str]) -> list[str]:
             f"{config.model.weights!r}"
         )
     return found
-
-
-def _sha256(place: Path) -> str:
-    with place.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -18,7 +18,7 @@ from transfusion.train.agreement import new_attempt
 from transfusion.train.checkpoint import Checkpoints
 from transfusion.train.clock import Clock
 from transfusion.train.faults import NotFiniteError, Skips
-from transfusion.train.metrics import Metrics, Row, Tracker, finite, parse_rows
+from transfusion.train.metrics import Metrics, Row, Tracker, parse_rows, split_finite
 from transfusion.train.on_spike import OnSpike
 from transfusion.train.parallel import AveragedWeights, reshard
 from transfusion.train.saver import Saver
@@ -88,13 +88,15 @@ def fit(
         log.error("%s (rank %d)", stacks.partition("\n")[0], dist.get_rank())
         place.store.write(hung, stacks.encode())
 
-    with scratch_folder(place.scratch) as scratch:
-        run = _Run(trainee, place, Path(scratch), attempt, resources, tell)
-        with Watchdog(timeout_s=float(resources.hang_timeout_s), told=keep_stacks) as watchdog:
-            try:
-                return run.to_end(watchdog.beat, stop, save, tracker)
-            finally:
-                run.close()
+    with (
+        scratch_folder(place.scratch) as scratch,
+        Watchdog(timeout_s=float(resources.hang_timeout_s), told=keep_stacks) as watchdog,
+    ):
+        run = _Run(trainee, place, Path(scratch), attempt, resources, tell, tracker)
+        try:
+            return run.to_end(watchdog.beat, stop, save)
+        finally:
+            run.close()
 
 
 class _Run:
@@ -108,6 +110,7 @@ class _Run:
         attempt: str,
         resources: TrainResources,
         tell: Tell,
+        tracker: Callable[[], Tracker | None],
     ) -> None:
         self._trainee = trainee
         self._config = trainee.config
@@ -126,8 +129,8 @@ class _Run:
         )
         self._skips = Skips(trainee, trainee.config, store=place.store, folder=place.folder)
         self._spikes = OnSpike(trainee.config, self._state, self._checkpoints, self._skips)
-        self._metrics = Metrics()
-        self._clock = Clock()
+        self._metrics = Metrics(tracker=tracker() if self._first else None)
+        self._clock = Clock(next(trainee.model.parameters()).device)
         self._saver: Saver | None = None
 
     def to_end(
@@ -135,13 +138,11 @@ class _Run:
         beat: Callable[[], None],
         stop: Callable[[], bool],
         save: Callable[[], bool],
-        tracker: Callable[[], Tracker | None],
     ) -> Finished:
         """Every step that is left; see `fit`."""
-        self._metrics = Metrics(tracker=tracker() if self._first else None)
         start, saver = self._resume()
         self._tell(start, {})
-        self._clock = Clock()
+        self._clock.start()
         for step in range(start, self._config.steps):
             beat()
             stopping = self._step(step, saver, stop=stop())
@@ -192,15 +193,15 @@ class _Run:
         state = self._state
         began = time.perf_counter()
         result = self._trainee.forward_backward(step, stop=stop)
-        computed = time.perf_counter()
+        computed = self._clock.computed()
         values = {**result.values, "grad_norm": state.clip(), "lr": state.rate(step)}
-        if finite(values):
+        numbers, wrong = split_finite(values)
+        if not wrong:
             values |= self._spikes.update(step, values, before_going_back=saver.wait)
         else:
             self._skips.add(step, values)
             state.pass_over(step)
-            values = {name: value for name, value in values.items() if finite({name: value})}
-            values["skipped"] = 1.0
+            values = {**numbers, "skipped": 1.0}
         if self._first:
             timing = self._clock.timing(result, began=began, computed=computed)
             self._metrics.add("train", step=step + 1, values=values, timing=timing)
@@ -240,11 +241,9 @@ class _Run:
 
     def _numbers(self, done: int, values: Mapping[str, float]) -> dict[str, float]:
         """Those that are numbers; by the policy for steps, one that is none ends the run."""
-        wrong = ", ".join(
-            f"{name} {value}" for name, value in values.items() if not finite({name: value})
-        )
+        numbers, wrong = split_finite(values)
         if not wrong:
-            return dict(values)
+            return numbers
         told = f"validation after step {done}: {wrong}"
         if self._config.on_nan == "halt":
             raise NotFiniteError(
@@ -253,7 +252,7 @@ class _Run:
             )
         if self._first:
             log.warning("%s: the value is left out", told)
-        return {name: value for name, value in values.items() if finite({name: value})}
+        return numbers
 
     def _preview(self, done: int) -> None:
         shown = self._trainee.preview(self._state.averaged)

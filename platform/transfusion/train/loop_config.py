@@ -29,10 +29,13 @@ class LoopConfig(Config):
     """Steps of the linear rise: 5 to 8% of a short run, 4,000 of a run of 250,000."""
 
     beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's decay of the first moment."""
 
     beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's decay of the second moment."""
 
     eps: float = Field(1e-8, gt=0)
+    """Added to the root of AdamW's second moment."""
 
     weight_decay: float = Field(0.1, ge=0)
     """On matrices only: norms, embeddings and biases are not decayed."""
@@ -41,7 +44,8 @@ class LoopConfig(Config):
     """Gradients are scaled down to this global norm."""
 
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    """Limit of the decay of the averaged weights. 0 keeps none: the weights stand for them, in no memory more."""
+    """Limit of the decay of the averaged weights. 0 keeps no average: the weights themselves stand for it, at no
+    cost in memory."""
 
     average_checkpoints: int = Field(0, ge=0)
     """With so many the averaged weights are the mean of those at the last checkpoints (every
@@ -58,10 +62,13 @@ class LoopConfig(Config):
     `beta2` above 0.99."""
 
     checkpoint_every_steps: int = Field(100, ge=1)
+    """A crash costs at most so many steps. The last step always has a checkpoint."""
 
     keep_checkpoints: int = Field(2, ge=1)
+    """The newest so many stay, and what somebody is reading."""
 
     validate_every_steps: int = Field(100, ge=1)
+    """Held-out losses, of raw and of averaged weights, are measured so often, and at the end."""
 
     preview_every_steps: int = Field(0, ge=0)
     """Draws a row of pictures so often, to be looked at, with the averaged weights; 0 for never. Worker 0 holds
@@ -79,6 +86,7 @@ class LoopConfig(Config):
     gone back to."""
 
     spikes: SpikeConfig = SpikeConfig()
+    """What counts as standing out, and how far `rewind` goes back."""
 
     max_skipped_steps: int = Field(3, ge=0)
     """More steps than these in a row without an update end the run."""
@@ -87,6 +95,7 @@ class LoopConfig(Config):
     """Part of the identity: another number of threads sums in another order, which shows in the last bits."""
 
     seed: int = Field(ge=0)
+    """Of first weights, noise and timesteps; the order of the data is the mixture's."""
 
     @model_validator(mode="after")
     def _settings_fit_each_other(self) -> "LoopConfig":

@@ -94,6 +94,7 @@ def values_digest(rows: list[Row]) -> str:
     return fingerprint([[row["step"], row["kind"], row["values"]] for row in rows])
 
 
-def finite(values: Mapping[str, float]) -> bool:
-    """Whether no value is NaN or infinite."""
-    return all(math.isfinite(value) for value in values.values())
+def split_finite(values: Mapping[str, float]) -> tuple[dict[str, float], str]:
+    """The values that are numbers, and `name nan, name inf` of those that are none."""
+    numbers = {name: value for name, value in values.items() if math.isfinite(value)}
+    return numbers, ", ".join(f"{name} {values[name]}" for name in values if name not in numbers)

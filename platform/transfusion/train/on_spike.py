@@ -102,8 +102,8 @@ class OnSpike:
             )
         record = self._record_before(begin, told=f"{told}; its data: {data}")
         self._state.load(self._checkpoints, record)
-        for passed in range(record.step, step + 1):
-            self._state.pass_over(passed)
+        for gone in range(record.step, step + 1):
+            self._state.pass_over(gone)
         self._skips.steps = list(record.skipped)
         self.memory = rewound(memory, record.spikes, step=step, to=record.step)
         self._skips.write_rewind(self.memory.rewinds[-1], why=told)

@@ -166,12 +166,11 @@ def _llama(folder: Path, special: SpecialIds) -> Source:
     for ours, theirs in ((special.bos, checkpoint.bos), (special.eos, checkpoint.eos)):
         if theirs is not None:
             ids.setdefault(ours, theirs)
-    shapes = checkpoint.shapes()
     return Source(
         config=checkpoint.config,
         compared=TRANSFORMER,
-        shapes=shapes,
-        read=lambda name: checkpoint.over(name, torch.empty(shapes[name])),
+        shapes=checkpoint.shapes(),
+        read=checkpoint.read,
         ids=ids,
     )
 

@@ -15,7 +15,7 @@ from transfusion.artifacts.mixture import Mixture
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
-from transfusion.package.format import PackageConfig
+from transfusion.package.format import PackageConfig, said_by
 from transfusion.sample.engine import generate
 from transfusion.sample.events import Result
 from transfusion.sample.params import SamplingParams
@@ -54,21 +54,11 @@ class Painter:
             name="training",
             model=config.model,
             num_pieces=plan.num_pieces,
-            num_codes=plan.num_codes,
             special_ids={},
             layout=SequenceLayout.model_validate(plan.layout),
-            sequence_length=plan.sequence_length,
-            latent_channels=plan.latent_channels,
-            latent_height=plan.latent_height,
-            latent_width=plan.latent_width,
-            image_size_px=plan.latent_height * self._autoencoder.downsampling,
-            schedule=config.objective.schedule,
-            num_timesteps=config.objective.num_timesteps,
-            target=config.objective.target,
-            timestep_shift=config.objective.timestep_shift,
-            variance=config.objective.variance,
             sampling=SAMPLING,
             files={},
+            **said_by(plan, config.objective, downsampling=self._autoencoder.downsampling),
         )
 
     def paint(self, weights: Mapping[str, Tensor], pairs: Sequence[Pair]) -> Preview:

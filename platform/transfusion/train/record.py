@@ -52,8 +52,8 @@ class CheckpointRecord(BaseModel):
     spikes: SpikeMemory = SpikeMemory()
     """What verdicts on later steps depend on, and the stretches of steps that were passed over by going back."""
 
-    digest: str | None = None
-    """sha256 of everything else here; records of before it was kept have none."""
+    digest: str = ""
+    """sha256 of everything else here."""
 
     def sealed(self) -> "CheckpointRecord":
         """With its digest."""
@@ -61,7 +61,7 @@ class CheckpointRecord(BaseModel):
 
     def faults(self, *, step: int) -> list[str]:
         """What shows that the record is not as it was written, under the name of a step."""
-        if self.digest not in (None, self._digest()):
+        if self.digest != self._digest():
             return ["the record was altered: its sha256 is another"]
         if self.step != step:
             return [f"the record is of step {self.step}: it was renamed"]

@@ -5,6 +5,6 @@ from tempfile import TemporaryDirectory
 
 
 def scratch_folder(preferred: Path) -> TemporaryDirectory[str]:
-    """Is there within its `with`, below `preferred` where this machine has it; nothing of value is in it."""
+    """A temporary folder, below `preferred` where that exists here; gone when its `with` ends."""
     parent = preferred if preferred.is_dir() else None
     return TemporaryDirectory(prefix="train-", dir=parent, ignore_cleanup_errors=True)

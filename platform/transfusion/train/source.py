@@ -38,9 +38,15 @@ class BatchSource(Protocol):
 class ReadAhead:
     """One thread touches the source: it reads the next step's batches while this one is computed."""
 
-    def __init__(self, source: BatchSource, *, steps: int) -> None:
+    def __init__(self, source: BatchSource, *, steps: int, pinned: bool = False) -> None:
+        """Touches nothing yet.
+
+        Args:
+            pinned: Whether batches lie in memory that a GPU copies from while the host goes on.
+        """
         self._source = source
         self._steps = steps
+        self._pinned = pinned
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ingest")
         self._ahead: dict[int, Future[list[PackedBatch]]] = {}
 
@@ -52,12 +58,13 @@ class ReadAhead:
         """
 
         def read(wanted: int) -> list[PackedBatch]:
-            return [
+            batches = [
                 self._source.zero_batch()
                 if lane is None
                 else self._source.micro_batch(wanted, lane)
                 for lane in owned
             ]
+            return [batch.pin_memory() for batch in batches] if self._pinned else batches
 
         now = self._ahead.pop(step, None) or self._thread.submit(read, step)
         self._ahead.clear()

@@ -117,8 +117,8 @@ class TrainingState:
     def _saved(self, model: dict[str, Any], optimizer: dict[str, Any]) -> dict[str, Any]:
         """What goes into files. Rates, decay and the like are the config's.
 
-        Updates are counted in one tensor for all parameters: what every rank holds DCP lays into this file and
-        that one, and a rank that looked for its counts one by one would read every rank's file.
+        Update counts go into one tensor: DCP spreads values that every rank holds over all ranks' files, so a rank
+        that read one count a parameter would open them all.
         """
         states = optimizer["state"]
         return {

@@ -85,7 +85,7 @@ class TransformerTrainee:
         self._painter: Painter | None = None
         self._peak = peak_tflops(device, resources.peak_tflops)
         self._lane_losses: list[tuple[int, Tensor]] = []
-        self._reading = ReadAhead(source, steps=config.steps)
+        self._reading = ReadAhead(source, steps=config.steps, pinned=device.type == "cuda")
         self._sizes = StreamSizes(model.blocks[-1])
         self._gradients = GradientGroups(model.named_parameters())
 
@@ -104,12 +104,11 @@ class TransformerTrainee:
                     for lane, batch in zip(owned, batches, strict=True)
                     if lane is not None
                 ),
-            },
-            device=self._device,
+                "stop": float(stop),
+            }
         )
-        flops = counts.pop("flops")
+        flops, stopping = counts.pop("flops"), counts.pop("stop") > 0
         tally, watch = Tally(self._device), Stopwatch(self._device)
-        tally.add(stop=float(stop))
         self._lane_losses = []
         for index, (lane, batch) in enumerate(zip(owned, batches, strict=True)):
             # Once a step, not once a micro-batch.
@@ -147,7 +146,7 @@ class TransformerTrainee:
             backward_s=backward_s,
             flops=flops,
             peak_flops_per_s=self._peak and 1e12 * self._peak * dist.get_world_size(),
-            stop=everyone["stop"] > 0,
+            stop=stopping,
         )
 
     def validate(self) -> Mapping[str, float]:
@@ -155,22 +154,17 @@ class TransformerTrainee:
         count = self._source.num_validation
         if not count:
             return {}
-        total = {"lm": 0.0, "diffusion": 0.0, "text_tokens": 0.0, "images": 0.0}
-        if self._noising.variance is not None:
-            total["bound"] = 0.0
+        tally = Tally(self._device)
         with torch.no_grad():
             for index in lanes_of(dist.get_rank(), world_size=dist.get_world_size(), lanes=count):
                 # A rank that has none left runs the first again, unweighted: forwards are collectives.
-                batch = self._reading.ask(self._source.validation, index or 0)
-                sums = self._forward(batch)
-                if index is not None:
-                    total["lm"] += sums.lm_sum.item()
-                    total["diffusion"] += sums.diffusion_sum.item()
-                    total["text_tokens"] += sums.lm_count.item()
-                    total["images"] += sums.image_count.item()
-                    if sums.bound_sum is not None:
-                        total["bound"] += sums.bound_sum.item()
-        everyone = all_sum(total, device=self._device)
+                sums = self._forward(self._reading.ask(self._source.validation, index or 0))
+                weight = 0.0 if index is None else 1.0
+                tally.add(lm=weight * sums.lm_sum, diffusion=weight * sums.diffusion_sum)
+                tally.add(text_tokens=weight * sums.lm_count, images=weight * sums.image_count)
+                if sums.bound_sum is not None:
+                    tally.add(bound=weight * sums.bound_sum)
+        everyone = tally.over_ranks()
         return self._losses(everyone, everyone)
 
     def preview(self, averaged: AveragedWeights) -> Preview | None:

@@ -10,13 +10,10 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
+from transfusion.evaluate.config import TaskName
 from transfusion.evaluate.shapes.words import COLORS, RELATIONS, SHAPES, Color, Relation, Shape
-
-Task = Literal[
-    "single_object", "two_objects", "counting", "colors", "position", "color_attribution"
-]
 
 _NUMBERS: Mapping[int, str] = MappingProxyType({2: "two", 3: "three"})
 _COLOR_PHRASES = (
@@ -41,7 +38,7 @@ class Include:
 class Prompt:
     """What to ask for, and what the image must then show: these objects and no others."""
 
-    tag: Task
+    tag: TaskName
     text: str
     include: tuple[Include, ...]
     relation: Relation | None = None
@@ -59,7 +56,7 @@ class Prompt:
 
 
 def make_prompts(
-    task: Task, count: int, seed: int, *, class_prompt: str | None = None
+    task: TaskName, count: int, seed: int, *, class_prompt: str | None = None
 ) -> list[Prompt]:
     """So many prompts of a task, drawn without repeats until all there are were drawn once.
 
@@ -150,7 +147,7 @@ def _both(c: Color, a: Shape, d: Color, b: Shape) -> tuple[Include, Include]:
     return Include(c, a), Include(d, b)
 
 
-TASKS: Mapping[Task, Callable[[], list[Prompt]]] = MappingProxyType(
+TASKS: Mapping[TaskName, Callable[[], list[Prompt]]] = MappingProxyType(
     {
         "single_object": _single_object,
         "two_objects": _two_objects,

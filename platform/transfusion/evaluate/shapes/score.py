@@ -7,6 +7,7 @@ right object does not make its colour wrong; it does make the count, and with it
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from transfusion.evaluate.shapes.detector import Object
 from transfusion.evaluate.shapes.prompts import Prompt
@@ -104,15 +105,15 @@ def image_metrics(prompts: Iterable[Prompt], verdicts: Iterable[Verdict]) -> dic
         tasks.setdefault(prompt.tag, []).append(verdict)
     metrics = {}
     for task, given in tasks.items():
-        metrics[f"{task}.accuracy"] = _mean(one.correct for one in given)
-        metrics[f"{task}.color_accuracy"] = _mean(one.color_correct for one in given)
-        metrics[f"{task}.shape_accuracy"] = _mean(one.shape_correct for one in given)
-        metrics[f"{task}.color_shape_accuracy"] = _mean(
+        metrics[f"{task}.accuracy"] = fmean(one.correct for one in given)
+        metrics[f"{task}.color_accuracy"] = fmean(one.color_correct for one in given)
+        metrics[f"{task}.shape_accuracy"] = fmean(one.shape_correct for one in given)
+        metrics[f"{task}.color_shape_accuracy"] = fmean(
             one.color_correct and one.shape_correct for one in given
         )
-        metrics[f"{task}.count_accuracy"] = _mean(one.count_correct for one in given)
+        metrics[f"{task}.count_accuracy"] = fmean(one.count_correct for one in given)
     if "position" in tasks:
-        metrics["position.position_accuracy"] = _mean(
+        metrics["position.position_accuracy"] = fmean(
             one.position_correct for one in tasks["position"]
         )
     if tasks:
@@ -125,12 +126,12 @@ def caption_metrics(verdicts: Sequence[CaptionVerdict]) -> dict[str, float]:
     if not verdicts:
         return {}
     return {
-        "caption.color_accuracy": _mean(one.color_correct for one in verdicts),
-        "caption.shape_accuracy": _mean(one.shape_correct for one in verdicts),
-        "caption.color_shape_accuracy": _mean(
+        "caption.color_accuracy": fmean(one.color_correct for one in verdicts),
+        "caption.shape_accuracy": fmean(one.shape_correct for one in verdicts),
+        "caption.color_shape_accuracy": fmean(
             one.color_correct and one.shape_correct for one in verdicts
         ),
-        "caption.exact_match": _mean(one.exact for one in verdicts),
+        "caption.exact_match": fmean(one.exact for one in verdicts),
     }
 
 
@@ -162,8 +163,3 @@ def _same_relation(said: Reading, stated: Reading) -> bool:
     return said.relation == converse[stated.relation or said.relation] and (
         said.things == stated.things[::-1]
     )
-
-
-def _mean(values: Iterable[bool]) -> float:
-    given = list(values)
-    return sum(given) / len(given)

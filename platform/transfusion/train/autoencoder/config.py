@@ -28,7 +28,7 @@ class DiscriminatorConfig(Config):
     """Both losses count from here on: reconstructions must be worth a look first."""
 
     weight: float = Field(0.5, gt=0)
-    """Of its judgement, which is first made to pull as hard as the other losses do."""
+    """Weight of the adversarial loss, once it is scaled to pull as hard as the other losses."""
 
     channels: int = Field(64, ge=8, multiple_of=8)
     """Of its first layer; each further one has twice as many, up to eight times."""

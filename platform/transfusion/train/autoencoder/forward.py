@@ -21,7 +21,7 @@ class Term(NamedTuple):
     sum: Tensor
     """In units of the absolute error summed over pixels."""
     loss: Tensor
-    """Its gradient is that of `weight * sum`."""
+    """What is descended. Its value is `weight * sum`; with a codebook its gradient is not."""
     weight: float
 
 

@@ -22,7 +22,7 @@ from transfusion.autoencoder.calibrate import CHUNK_IMAGES, calibrate, mean_psnr
 from transfusion.autoencoder.network import (
     build_network,
     decode_raw,
-    latent_channels_of,
+    latent_shape_of,
     load_network,
     posterior,
     save_network,
@@ -75,20 +75,10 @@ class AutoencoderTrainee:
         self._num_training = num_images - config.heldout_images
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
         torch.manual_seed(config.seed)
-        size = self._images.shape[1]
-        network = build_network(config.network, sample_size_px=size)
+        height_px, width_px = self._images.shape[1:3]
+        network = build_network(config.network, sample_size_px=height_px)
         self._network_config = dict(network.config)
-        self.downsampling = 2 ** (len(network.config.block_out_channels) - 1)
-        if size % self.downsampling or self._images.shape[2] % self.downsampling:
-            raise ArtifactError(
-                f"images of {size} x {self._images.shape[2]} px: sides must be multiples of "
-                f"{self.downsampling}, the autoencoder's downsampling"
-            )
-        self._latent_shape = (
-            latent_channels_of(network),
-            size // self.downsampling,
-            self._images.shape[2] // self.downsampling,
-        )
+        self._latent_shape = latent_shape_of(network, height_px=height_px, width_px=width_px)
         self._batches = CropBatches(
             config,
             self._images[: self._num_training],
@@ -129,7 +119,7 @@ class AutoencoderTrainee:
             weights[term.name] = term.weight
             if counts is not None and lane is not None:
                 counts += count(latent[-1], len(counts))
-        total = all_sum({**sums, "stop": float(stop)}, device=self._device)
+        total = all_sum({**sums, "stop": float(stop)})
         asked = total.pop("stop") > 0
         whole = total["absolute_error"] + sum(w * total[name] for name, w in weights.items())
         if counts is not None:
@@ -161,7 +151,7 @@ class AutoencoderTrainee:
                     sums["absolute_error"] += error.double().sum().item()
                     if counts is not None:
                         counts += count(latent[-1], len(counts))
-        total = all_sum(sums, device=self._device)
+        total = all_sum(sums)
         num_images = len(self._images) - self._num_training
         found = {name: value / num_images for name, value in total.items()}
         return found if counts is None else found | usage(all_counts(counts))
