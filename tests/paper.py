@@ -156,7 +156,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("job", type=Path)
     parser.add_argument("override", nargs="*", metavar="key=value")
     arguments = parser.parse_args(given)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)-28s %(message)s")
     log = logging.getLogger("transfusion.job")
     with tempfile.TemporaryDirectory() as folder:
         places = make_places(Path(folder), latent_channels=8, codes=None, vocab_size=8000)

@@ -27,8 +27,9 @@ def main() -> int:
         return 2
     import torch
 
-    from tests.benchmarks import gpu_checks, gpu_encoding, gpu_sampling, gpu_training
+    from tests.benchmarks import gpu_attention, gpu_checks, gpu_encoding, gpu_sampling, gpu_train
     from tests.benchmarks.gpu_device import Device, describe
+    from tests.benchmarks.gpu_setting import Setting
     from tests.benchmarks.measure import Result
     from tests.benchmarks.table import show
     from tests.benchmarks.worlds import one_process
@@ -37,19 +38,25 @@ def main() -> int:
         print("torch finds no CUDA device here; --device cpu runs the same paths, slowly")
         return 2
     device = Device(arguments.device)
-    setting = gpu_training.Setting(
+    setting = Setting(
         preset=arguments.preset,
         sequences=arguments.sequences,
         length=arguments.length,
         rounds=arguments.rounds,
     )
+    memory = gpu_train.FITTING.get(setting.preset, gpu_train.FITTING["1.4B"])
+
+    def training(backend: str | None) -> list[Result]:
+        return list(gpu_train.measure(device, setting, memory, backend=backend))
+
     parts: dict[str, Callable[[], list[Result]]] = {
         "attention is right": lambda: gpu_checks.attention(device),
         "training is right": lambda: gpu_checks.losses(device),
+        "updates are right": lambda: gpu_checks.moments(device),
         "roof": device.results,
-        "attention": lambda: gpu_training.attention(device, setting),
-        "training": lambda: gpu_training.training(device, setting, compiled=False),
-        "training, blocks compiled": lambda: gpu_training.training(device, setting, compiled=True),
+        "attention": lambda: gpu_attention.attention(device, setting),
+        "training": lambda: training(None),
+        "training, blocks compiled": lambda: training("inductor"),
         "sampling": lambda: gpu_sampling.sampling(device, setting, counts=arguments.counts),
         "encoding": lambda: gpu_encoding.encoding(
             device, setting, image_size_px=arguments.image_size

@@ -13,6 +13,8 @@ from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import combine, loss_sums
 from transfusion.sequence.special import SpecialIds
+from transfusion.train.adam import AdamWBf16Moments, has_fused_kernel
+from transfusion.train.parallel import set_precision
 
 SMALL = Packing(sequences=2, length=512, images=4, latent=(8, 16, 16))
 STEPS = 5
@@ -71,7 +73,29 @@ def losses(device: Device) -> list[Result]:
     return results
 
 
+def moments(device: Device) -> list[Result]:
+    """Updates by AdamW with moments in bf16: on CUDA one kernel does them, on the CPU we do."""
+    right, found = (_updated(place) for place in (torch.device("cpu"), device.torch))
+    error = ((found - right).norm() / right.norm()).item()
+    how = "one kernel" if has_fused_kernel(device.torch) else "without a kernel of its own"
+    return [_within(f"{STEPS} updates with bf16 moments, {how}", error, 1e-3)]
+
+
+def _updated(device: torch.device) -> Tensor:
+    """How far weights come by gradients that are the same everywhere."""
+    draws = torch.Generator().manual_seed(0)
+    begun = torch.randn(1000, generator=draws)
+    weight = nn.Parameter(begun.clone().to(device))
+    optimizer = AdamWBf16Moments([{"params": [weight]}], lr=1e-2, betas=(0.9, 0.95), eps=1e-8)
+    for _ in range(STEPS):
+        weight.grad = torch.randn(1000, generator=draws).to(device)
+        optimizer.step()
+    return weight.detach().cpu() - begun
+
+
 def _train(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> list[float]:
+    precise = dtype == torch.float32
+    set_precision("fp32" if precise else "bf16", device=device, cpu_threads=torch.get_num_threads())
     vocab_size = SpecialIds.after(SMALL.num_pieces).vocab_size
     model = TransfusionModel(config, vocab_size=vocab_size, latent_channels=SMALL.latent[0])
     model.init_weights(0)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.benchmarks.gpu_device import Device
-from tests.benchmarks.gpu_training import Setting
+from tests.benchmarks.gpu_setting import Setting
 from tests.benchmarks.measure import Result
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig

@@ -18,7 +18,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from tests.benchmarks import mixing
 from tests.benchmarks.gpu_device import Device
-from tests.benchmarks.gpu_training import Setting, make_model
+from tests.benchmarks.gpu_setting import Setting, make_model
 from tests.benchmarks.measure import Result
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults

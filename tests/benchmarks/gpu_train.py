@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tests.benchmarks.batches import density, make_batch
 from tests.benchmarks.gpu_device import Device, describe
-from tests.benchmarks.gpu_training import Setting, make_model, num_compiles
+from tests.benchmarks.gpu_setting import Setting, make_model, num_compiles
 from tests.benchmarks.measure import Result
 from tests.benchmarks.table import show
 from tests.benchmarks.worlds import one_process
@@ -229,6 +229,8 @@ def measure(
             ratio=turns.ratio(name, "causal only"),
             against="causal only",
         )
+        images = accumulate * float(batch.image_weight.sum()) / turns.median(name)
+        yield Result(name=about, value=images, unit="images/s")
         yield Result(name=about, value=peaks[name], unit="GiB at most")
     yield Result(
         name=f"{setting.preset}, {'compiled' if backend else 'eager'}, compiled after the warm-up",
