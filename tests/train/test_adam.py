@@ -8,7 +8,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from tests.train.worlds import config, rows, train
+from tests.train.outcomes import rows
+from tests.train.worlds import config, train
 from transfusion.train import adam
 from transfusion.train.adam import AdamWBf16Moments, make_optimizer
 

@@ -9,7 +9,8 @@ import pytest
 import torch.distributed as dist
 
 from tests.tiny import model_config
-from tests.train.worlds import MadeUpSource, assert_same_weights, config, in_world, rows, train
+from tests.train.outcomes import assert_same_weights, rows
+from tests.train.worlds import MadeUpSource, config, in_world, train
 from transfusion.train.stop import StoppedError
 
 pytestmark = pytest.mark.slow

@@ -7,18 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.train.worlds import (
-    MadeUpSource,
+from tests.train.outcomes import (
     assert_same_weights,
-    config,
     contents,
-    in_world,
     read_record,
     result_file,
     rows,
     steps_saved,
-    train,
 )
+from tests.train.worlds import MadeUpSource, config, in_world, train
 from transfusion.errors import ArtifactError
 from transfusion.train.faults import NotFiniteError, in_short, trailing
 

@@ -8,7 +8,8 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from tests.train.worlds import MadeUpSource, config, in_world, make_trainee, rows, train
+from tests.train.outcomes import rows
+from tests.train.worlds import MadeUpSource, config, in_world, make_trainee, train
 from transfusion.errors import ArtifactError
 from transfusion.stage import TrainResources
 from transfusion.train.stop import StoppedError

@@ -14,14 +14,8 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from tests.train.worlds import (
-    assert_same_weights,
-    config,
-    in_world,
-    rows,
-    stage_context,
-    train_and_keep,
-)
+from tests.train.outcomes import assert_same_weights, rows
+from tests.train.worlds import config, in_world, stage_context, train_and_keep
 from transfusion.errors import ArtifactError
 from transfusion.stage import Resources, TrainResources
 from transfusion.train.worker import train_on_ray

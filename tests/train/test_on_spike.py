@@ -7,19 +7,16 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.train.worlds import (
-    MadeUpSource,
+from tests.train.outcomes import (
     assert_same,
     assert_same_weights,
-    config,
     contents,
-    in_world,
     read_record,
     result_file,
     rows,
     steps_saved,
-    train,
 )
+from tests.train.worlds import MadeUpSource, config, in_world, train
 from transfusion.stage import TrainResources
 from transfusion.train.faults import SpikeError
 from transfusion.train.parallel import local

@@ -17,7 +17,8 @@ from tests.pipeline import (
     mixture_of_codes,
     shapes,
 )
-from tests.train.worlds import rows, train_as
+from tests.train.outcomes import rows
+from tests.train.worlds import train_as
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.errors import ArtifactError

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from tests.train.worlds import MadeUpSource, in_world, records, train
+from tests.train.outcomes import records
+from tests.train.worlds import MadeUpSource, in_world, train
 from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
 from transfusion.train.record import FORMAT, OtherFormatError

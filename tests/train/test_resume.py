@@ -14,16 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import model_config
-from tests.train.worlds import (
-    MadeUpSource,
-    assert_same,
-    assert_same_weights,
-    config,
-    records,
-    rows,
-    steps_saved,
-    train,
-)
+from tests.train.outcomes import assert_same, assert_same_weights, records, rows, steps_saved
+from tests.train.worlds import MadeUpSource, config, train
 from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
 from transfusion.storage.store import open_store

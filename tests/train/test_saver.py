@@ -9,18 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from tests.train.worlds import (
+from tests.train.outcomes import (
     WEIGHTS,
-    MadeUpSource,
     assert_same,
     assert_same_weights,
-    config,
-    make_trainee,
     records,
     result_file,
     steps_saved,
-    train,
 )
+from tests.train.worlds import MadeUpSource, config, make_trainee, train
 from transfusion.stage import TrainResources
 from transfusion.storage.local import LocalStore
 from transfusion.train.checkpoint import Checkpoints

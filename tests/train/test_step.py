@@ -11,14 +11,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import LATENT, model_config
+from tests.train.outcomes import result_file, rows
 from tests.train.worlds import (
     SPECIAL,
     MadeUpSource,
     config,
     in_world,
     make_trainee,
-    result_file,
-    rows,
     stop_after_four_steps,
     train,
     train_and_keep,

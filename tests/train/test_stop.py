@@ -11,16 +11,8 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-from tests.train.worlds import (
-    MadeUpSource,
-    assert_same_weights,
-    config,
-    in_world,
-    rows,
-    steps_saved,
-    train,
-    train_and_keep,
-)
+from tests.train.outcomes import assert_same_weights, rows, steps_saved
+from tests.train.worlds import MadeUpSource, config, in_world, train, train_and_keep
 from transfusion.stage import TrainResources
 from transfusion.train import stop
 from transfusion.train.stop import StoppedError
