@@ -140,3 +140,24 @@ def hidden_behind(
         row = read(batch, sequence, parts, config=config)
         hidden = batch.forward(model, cache).hidden[row]
     return hidden
+
+
+def write_llama(folder: Path, config: ModelConfig, *, vocab_size: int) -> Path:
+    """A random checkpoint by `transformers`, of the shape of our config; ids 1 and 2 begin and end a document."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=config.hidden_dim,
+            num_hidden_layers=config.depth,
+            num_attention_heads=config.num_heads,
+            num_key_value_heads=config.kv_heads,
+            rms_norm_eps=config.norm_eps,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    ).save_pretrained(folder)
+    return folder

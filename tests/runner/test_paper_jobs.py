@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.paper import make_places, overrides
+from tests.tiny import write_llama
+from transfusion.model.config import ModelConfig
 from transfusion.runner.run import run_job
 from transfusion.spec.job import read_job
 from transfusion.stage import Resources
@@ -23,25 +25,6 @@ def narrow(stage: str, **changed: object) -> list[str]:
         "compile": "false",
     }
     return [f"stages.{stage}.config.{name}={value}" for name, value in values.items()]
-
-
-def write_llama(folder: Path) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            rms_norm_eps=1e-5,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize("name", ["7b", "chameleon", "monoformer"])
@@ -64,7 +47,11 @@ def test_a_paper_job_comes_to_its_report(
             "{pairs: [{column: AESTHETIC_SCORE, at_least: 6.0}]}}]",
         ]
     if name == "monoformer":
-        llama = write_llama(tmp_path / "llama")
+        llama = write_llama(
+            tmp_path / "llama",
+            ModelConfig(**TINY, num_kv_heads=1, ffn_dim=64),
+            vocab_size=VOCAB_SIZE,
+        )
         for stage in ("before", "train"):
             given += narrow(stage, num_kv_heads=1, ffn_dim=64)
             given += [f"stages.{stage}.config.init_from={llama}"]

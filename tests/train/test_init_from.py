@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from tests.tiny import LATENT, NUM_PIECES, model_config, tiny_package
+from tests.tiny import LATENT, NUM_PIECES, model_config, tiny_package, write_llama
 from tests.train.worlds import SPECIAL, MadeUpSource, config
 from transfusion.errors import ArtifactError
 from transfusion.model.transformer import TransfusionModel
@@ -45,21 +45,7 @@ def special(package: Path) -> SpecialIds:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its vocabulary is the pieces alone, and names two of them the begin and the end."""
     folder = tmp_path_factory.mktemp("llama")
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=NUM_PIECES,
-            hidden_size=32,
-            intermediate_size=model_config().hidden_dim,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            rms_norm_eps=1e-5,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-    ).save_pretrained(folder)
-    return folder
+    return write_llama(folder, model_config(), vocab_size=NUM_PIECES)
 
 
 def test_a_package_gives_its_averaged_weights_to_the_bit(package, special):
