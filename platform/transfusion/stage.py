@@ -85,7 +85,7 @@ class TrainResources(Config):
     """A message between workers that takes longer ends the worker that waits. More than `hang_timeout_s`, or the
     group would be gone before anybody has written stacks."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """What a transformer's blocks compute anew on the way back rather than keep: nothing; all but products with
+    """What blocks of the transformer compute anew on the way back rather than keep: nothing; all but products with
     weights and attention; all but their inputs. Gradients are the same."""
     shard_group_size: int | None = Field(None, ge=1)
     """Workers that share one copy of weights and optimizer, such as those of a machine; groups hold copies and

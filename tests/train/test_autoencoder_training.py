@@ -5,14 +5,17 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
-from tests.train.worlds import train_as
+from tests.train.outcomes import rows
+from tests.train.worlds import in_world, train_as
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network
 from transfusion.autoencoder.quantizer import codebook
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
+from transfusion.stage import TrainResources
 from transfusion.train.autoencoder.codes import restart_dead_codes
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
 from transfusion.train.autoencoder.crops import Crops
@@ -45,9 +48,30 @@ def settings(**changed):
     return TrainAutoencoderConfig(**(values | changed))
 
 
-def train(folder, stop_after=None, **changed):
-    trainee = AutoencoderTrainee(settings(**changed), crops(), device=torch.device("cpu"))
-    return train_as(trainee, folder, stop_after=stop_after)
+def train(folder, stop_after=None, resources=None, **changed):
+    cpu = torch.device("cpu")
+    trainee = AutoencoderTrainee(settings(**changed), crops(), device=cpu, resources=resources)
+    return train_as(trainee, folder, stop_after=stop_after, resources=resources)
+
+
+def in_groups(folder):
+    """For `in_world`: four workers share one copy of the weights, or two share each."""
+    for name, size in (("one", None), ("groups", 2)):
+        resources = TrainResources(shard_group_size=size)
+        outcome = train(folder / name, resources=resources, steps=4, lanes=8, batch_size=8)
+        if dist.get_rank() == 0:
+            (folder / f"{name}.json").write_text(json.dumps(outcome))
+
+
+def test_workers_in_groups_take_the_steps_of_one_group(tmp_path):
+    in_world(4, in_groups, tmp_path)
+    one, groups = (
+        rows(tmp_path / name, json.loads((tmp_path / f"{name}.json").read_text()))
+        for name in ("one", "groups")
+    )
+    assert len(one) == 4
+    for row, expected in zip(groups, one, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
 
 
 def test_learns_resumes_and_comes_out_in_the_diffusers_layout(tmp_path):

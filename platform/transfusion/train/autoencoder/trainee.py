@@ -60,8 +60,14 @@ class AutoencoderTrainee:
     """Trains the network behind `Reconstruction`; see `transfusion.train.trainee.Trainee`."""
 
     def __init__(
-        self, config: TrainAutoencoderConfig, crops: Crops, *, device: torch.device
+        self,
+        config: TrainAutoencoderConfig,
+        crops: Crops,
+        *,
+        device: torch.device,
+        resources: TrainResources | None = None,
     ) -> None:
+        resources = resources or TrainResources()
         num_images = len(crops.keys)
         if num_images <= config.heldout_images:
             raise ArtifactError(
@@ -91,7 +97,8 @@ class AutoencoderTrainee:
         if config.perceptual or config.discriminator:
             self.model = Judged(self._module, config, _perception(config, device))
         self.model.to(device)
-        shard(self.model, blocks=(), mesh=data_mesh(device), precision=config.precision)
+        mesh = data_mesh(device, shard_group_size=resources.shard_group_for(dist.get_world_size()))
+        shard(self.model, blocks=(), mesh=mesh, precision=config.precision)
 
     def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
         """Each lane's share of the batch's mean absolute error per pixel, and of what its latents cost."""
@@ -273,7 +280,7 @@ def build(
     config: Mapping[str, Any],
     inputs: Mapping[str, Artifact],
     device: torch.device,
-    _resources: TrainResources,
+    resources: TrainResources,
 ) -> AutoencoderTrainee:
     """What a training worker calls."""
     checked = TrainAutoencoderConfig.model_validate_json(json.dumps(config))
@@ -287,4 +294,4 @@ def build(
         keys=[f"{row.key}#{row.image_index}" for row in rows],
         images=np.stack([row.pixels for row in rows]),
     )
-    return AutoencoderTrainee(checked, crops, device=device)
+    return AutoencoderTrainee(checked, crops, device=device, resources=resources)
