@@ -6,35 +6,17 @@ from typing import get_args
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from pydantic import ValidationError
 
+from tests.diffusion.toys import NOISES, SHIFTED, called, exact
 from transfusion.diffusion.config import (
     SOLVER_STEPS,
     STRAIGHT_SOLVERS,
     NoiseConfig,
-    ScheduleName,
     SolverName,
-    TargetName,
 )
 from transfusion.diffusion.schedules import noise_path
 from transfusion.diffusion.solvers import SOLVERS, check_steps, make_solver
 from transfusion.diffusion.targets import TARGETS
-
-
-def allowed():
-    for schedule, target in itertools.product(get_args(ScheduleName), get_args(TargetName)):
-        try:
-            yield NoiseConfig(schedule=schedule, target=target)
-        except ValidationError:
-            continue
-
-
-NOISES = list(allowed())
-SHIFTED = [NoiseConfig(schedule="straight", target="flow", timestep_shift=s) for s in (1.5, 3.0)]
-
-
-def called(noise):
-    return f"{noise.schedule}-{noise.target}-{noise.timestep_shift:g}"
 
 
 def offered(noises):
@@ -64,14 +46,6 @@ def test_targets_and_schedules_that_belong_together_are_these():
     assert set(get_args(SolverName)) == set(SOLVERS) == set(SOLVER_STEPS)
     straight = {name for name, solver in SOLVERS.items() if solver.build_straight is not None}
     assert straight == set(STRAIGHT_SOLVERS)
-
-
-def exact(noise):
-    """The best prediction of the target where the data are unit normal, as a factor of x_t: its regression."""
-    path = noise_path(noise.schedule, noise.num_timesteps)
-    shares = TARGETS[noise.target](path)
-    covariance = shares.noise * path.noise + shares.clean * path.signal
-    return covariance / (path.signal**2 + path.noise**2)
 
 
 def drawn(noise, solver, num_steps, *, error):

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.diffusion.test_solvers import NOISES, called
+from tests.diffusion.toys import NOISES, called
 from transfusion.diffusion.config import LossWeighting, NoiseConfig, ObjectiveConfig, TargetName
 from transfusion.diffusion.noising import Noising
 from transfusion.diffusion.schedules import add_noise, alphas_cumprod, noise_path

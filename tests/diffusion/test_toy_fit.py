@@ -6,53 +6,21 @@ import numpy as np
 import pytest
 import torch
 
-from tests.diffusion.test_solvers import NOISES, SHIFTED, called
-from tests.tiny import LATENT, NUM_PIECES, model_config, package_config
+from tests.diffusion.toys import MEAN, NOISES, SHIFTED, SPECIAL, called, toy_batch
+from tests.tiny import LATENT, model_config, package_config
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.diffusion.noising import Noising
-from transfusion.diffusion.times import timestep_at
 from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import combine, loss_sums
 from transfusion.sample.engine import generate
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.reading import TextPart
 from transfusion.sample.rows import Request
-from transfusion.sequence.batch import assemble
-from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
-from transfusion.sequence.layout import SequenceLayout
-from transfusion.sequence.special import SpecialIds
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
-SPECIAL = SpecialIds.after(NUM_PIECES)
-MEAN = np.array([1.5, -1.0, 0.5, 0.0], np.float32)[:, None, None]
-"""Of the toy's channels: there is something to learn beside unit noise."""
-
-
 MODEL = model_config().model_copy(update={"noisy_skip": "gated"})
 """Without the gated skip 300 steps are too few for epsilon, though not for `v` and `flow`."""
-
-
-def toy_batch(step: int, objective: ObjectiveConfig):
-    draw = np.random.default_rng(step)
-    sequences = []
-    for _ in range(4):
-        image = ImageInput(
-            latent=MEAN + 0.2 * draw.standard_normal(LATENT, np.float32),
-            noise=draw.standard_normal(LATENT, np.float32),
-            timestep=timestep_at(draw.random(), objective, limit=objective.num_timesteps),
-        )
-        text = TextSpan(np.array([3, 4, 5], np.int32))
-        sequences.append([Document((text, ImageSpan(2, 2, image)))])
-    return assemble(
-        sequences,
-        layout=SequenceLayout(patch_size=2),
-        special=SPECIAL,
-        sequence_length=16,
-        image_slots=4,
-        text_rows=24,
-        latent_shape=LATENT,
-    )
 
 
 def fit(objective: ObjectiveConfig, *, steps: int):

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.distributions import Normal, kl_divergence
 
-from tests.diffusion.test_solvers import exact
-from tests.diffusion.test_toy_fit import toy_batch
+from tests.diffusion.toys import exact, toy_batch
 from tests.tiny import LATENT, NUM_PIECES, model_config, package_config, tiny_model
 from transfusion.artifacts.canonical import fingerprint
 from transfusion.diffusion.config import NoiseConfig, ObjectiveConfig
