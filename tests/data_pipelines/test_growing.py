@@ -129,7 +129,7 @@ def test_input_that_changes_between_plan_and_listing_is_an_error_and_no_wrong_ar
     log = logging.getLogger("transfusion.job")
     with monkeypatch.context() as late:
         late.setattr(LocalStore, "probe", change)
-        with pytest.raises(ArtifactError, match=r"prose: raw input has changed.*run it again"):
+        with pytest.raises(ArtifactError, match=r"prose: raw input changed since.*run it again"):
             run_job(job, resources=Resources(), log=log)
     (again,) = run_job(job, resources=Resources(), log=log)
     assert again.ran

@@ -11,11 +11,10 @@ README.md               the model card
 import json
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from transfusion.artifacts.mixture import Mixture
 from transfusion.config import Config, validate
 from transfusion.diffusion.config import (
     NoiseConfig,
@@ -54,19 +53,6 @@ class LineageEntry(Config):
     inputs: dict[str, str] = {}
     """Role to fingerprint."""
     config: dict[str, JsonValue] = {}
-
-
-def said_by(plan: Mixture, noise: NoiseConfig, *, downsampling: int) -> dict[str, Any]:
-    """Fields of a `PackageConfig` that the plan and the objective of its training decide."""
-    return {
-        "num_codes": plan.num_codes,
-        "sequence_length": plan.sequence_length,
-        "latent_channels": plan.latent_channels,
-        "latent_height": plan.latent_height,
-        "latent_width": plan.latent_width,
-        "image_size_px": plan.latent_height * downsampling,
-        **{name: getattr(noise, name) for name in NoiseConfig.model_fields},
-    }
 
 
 class PackageConfig(Config):

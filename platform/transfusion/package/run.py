@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.mixture import read_mixture
+from transfusion.artifacts.mixture import Mixture, read_mixture
 from transfusion.artifacts.publish import publish_folder
 from transfusion.config import validate
-from transfusion.diffusion.config import ObjectiveConfig, check_solver
+from transfusion.diffusion.config import NoiseConfig, ObjectiveConfig, check_solver
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.model.config import ModelConfig
 from transfusion.model.weights_file import LazyTensors, read_tensors
@@ -20,7 +20,6 @@ from transfusion.package.format import (
     LineageEntry,
     PackageConfig,
     Weights,
-    said_by,
 )
 from transfusion.package.verify import verify_package
 from transfusion.package.write import write_package
@@ -82,6 +81,19 @@ def describe(
             planned, objective, downsampling=int(inputs["autoencoder"].metadata["downsampling"])
         ),
     )
+
+
+def said_by(plan: Mixture, noise: NoiseConfig, *, downsampling: int) -> dict[str, Any]:
+    """Fields of a `PackageConfig` that the plan and the objective of its training decide."""
+    return {
+        "num_codes": plan.num_codes,
+        "sequence_length": plan.sequence_length,
+        "latent_channels": plan.latent_channels,
+        "latent_height": plan.latent_height,
+        "latent_width": plan.latent_width,
+        "image_size_px": plan.latent_height * downsampling,
+        **{name: getattr(noise, name) for name in NoiseConfig.model_fields},
+    }
 
 
 def lineage(artifacts: Any) -> list[LineageEntry]:

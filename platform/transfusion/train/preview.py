@@ -15,7 +15,8 @@ from transfusion.artifacts.mixture import Mixture
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
-from transfusion.package.format import PackageConfig, said_by
+from transfusion.package.format import PackageConfig
+from transfusion.package.run import said_by
 from transfusion.sample.engine import generate
 from transfusion.sample.events import Result
 from transfusion.sample.params import SamplingParams
