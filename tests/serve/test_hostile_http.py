@@ -32,12 +32,6 @@ COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 INJECTED = "x\r\nSet-Cookie: stolen=1\r\n\r\nINFO forged line"
 
 
-@pytest.fixture(scope="module")
-def sampler(tmp_path_factory: pytest.TempPathFactory) -> Sampler:
-    quick = SamplingDefaults(**QUICK)
-    return Sampler(load_package(tiny_package(tmp_path_factory.mktemp("tiny"), sampling=quick)))
-
-
 @pytest.fixture
 def service(sampler: Sampler) -> Iterator[Service]:
     service = Service(sampler, EndpointConfig(max_input_images=2))

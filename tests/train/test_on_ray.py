@@ -70,28 +70,6 @@ def test_a_worker_that_is_to_go_saves_first_and_the_group_starts_again(
     assert made.metrics["train.loss"] > 0
 
 
-def free_places():
-    """Of a controller that is dead; Ray's own cleaner does it where there is a dashboard to ask."""
-    for group, about in placement_group_table().items():
-        if about["state"] == "CREATED":
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
-
-
-def test_a_killed_controller_ends_the_run_and_the_same_command_goes_on(
-    ray_cluster, tmp_path, caplog
-):
-    marker = str(tmp_path / "marker")
-    with pytest.raises(ray.exceptions.ActorDiedError):
-        fit(tmp_path, marker=marker, victim="controller")
-    free_places()
-    with caplog.at_level(logging.INFO, "transfusion"):
-        made = fit(tmp_path, marker=marker)
-    assert re.search("resumed after step [24] of 6", caplog.text)
-    assert [
-        row["step"] for row in rows(tmp_path, {"files": [f.model_dump() for f in made.files]})
-    ] == list(range(1, 7))
-
-
 def test_a_range_of_workers_starts_with_those_that_there_is_room_for(ray_cluster, tmp_path, caplog):
     """At most four on two CPUs; one is killed, and the group that starts again is a range as well."""
     folder = tmp_path / "ranged"
@@ -105,3 +83,26 @@ def test_a_range_of_workers_starts_with_those_that_there_is_room_for(ray_cluster
     fixed = json.loads((tmp_path / "outcome.json").read_text())
     outcome = {"files": [file.model_dump() for file in made.files]}
     assert rows(folder, outcome) == rows(tmp_path, fixed)
+
+
+def free_places():
+    """Of a controller that is dead; Ray's own cleaner does it where there is a dashboard to ask."""
+    for group, about in placement_group_table().items():
+        if about["state"] == "CREATED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))
+
+
+def test_a_killed_controller_ends_the_run_and_the_same_command_goes_on(
+    ray_cluster, tmp_path, caplog
+):
+    """The last here: Ray keeps what the dead one had asked for from ranges of workers, for three minutes."""
+    marker = str(tmp_path / "marker")
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        fit(tmp_path, marker=marker, victim="controller")
+    free_places()
+    with caplog.at_level(logging.INFO, "transfusion"):
+        made = fit(tmp_path, marker=marker)
+    assert re.search("resumed after step [24] of 6", caplog.text)
+    assert [
+        row["step"] for row in rows(tmp_path, {"files": [f.model_dump() for f in made.files]})
+    ] == list(range(1, 7))

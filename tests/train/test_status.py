@@ -2,6 +2,7 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import pytest
 from ray.experimental import internal_kv
@@ -31,7 +32,7 @@ def test_every_line_is_told_once_and_few_are_kept(kept, monkeypatch, caplog, tmp
     teller = Teller("key", rank=0)
     with (
         caplog.at_level(logging.INFO, "transfusion.test"),
-        follow("key", stage_context(tmp_path), steps=9, workers=1),
+        follow("key", stage_context(tmp_path), steps=9, workers=1, room=str),
     ):
         for part in range(3):
             for number in range(KEPT_MESSAGES - 10):
@@ -44,6 +45,30 @@ def test_every_line_is_told_once_and_few_are_kept(kept, monkeypatch, caplog, tmp
         f"line {part}-{number}." for part in range(3) for number in range(KEPT_MESSAGES - 10)
     ]
     assert kept == {}
+
+
+def test_workers_that_are_silent_are_told_of_beside_what_they_may_wait_for(
+    kept, monkeypatch, caplog, tmp_path
+):
+    """Before the first word and after the last; a silence that goes on is told less and less often."""
+    clock = [0.0]
+    monkeypatch.setattr(status, "POLL_S", 0.01)
+    monkeypatch.setattr(status, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with (
+        caplog.at_level(logging.INFO, "transfusion.test"),
+        follow("key", stage_context(tmp_path), steps=9, workers=1, room=lambda: "4 of 8 GPU"),
+    ):
+        for clock[0] in (61.0, 130.0):
+            until(lambda: f"for {clock[0]:.0f} s" in caplog.text)
+        teller = Teller("key", rank=0)
+        say(teller, "begun")
+        teller.publish()
+        until(lambda: "begun" in caplog.text)
+        clock[0] = 200.0
+        until(lambda: "for 70 s" in caplog.text)
+    assert [line for line in caplog.messages if "no word" in line] == [
+        f"no word of the workers for {seconds} s: 4 of 8 GPU" for seconds in (61, 130, 70)
+    ]
 
 
 def test_a_warning_of_any_rank_is_published_at_once(kept):

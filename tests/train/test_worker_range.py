@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import pytest
+import ray
 from ray.train import PreemptionInfo
 
 from transfusion.errors import SpecError
 from transfusion.runner.profile import Profile, misfits, read_profile
 from transfusion.stage import TrainResources
-from transfusion.train.worker import preemption, scaling
+from transfusion.train.worker import preemption, room, scaling
 
 
 def read(folder: Path, train: str) -> TrainResources:
@@ -32,6 +33,17 @@ def test_ray_is_asked_for_a_number_or_for_a_range(tmp_path, train, asked, elasti
     expected = {"CPU": 1.0, "GPU": 1.0} if "gpus" in train else {"CPU": 1.0}
     assert made.resources_per_worker == expected
     assert made.use_gpu == ("gpus" in train)
+
+
+def test_what_workers_need_is_told_beside_what_the_cluster_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 16.0, "GPU": 2.0})
+    ranged = read(tmp_path, "num_workers: 4, min_workers: 2, gpus_per_worker: 1")
+    assert (
+        room(ranged) == "2 to 4 workers need 1 CPU and 1 GPU each; free are 3 of 16 CPU, 0 of 2 GPU"
+    )
+    fixed = read(tmp_path, "num_workers: 4, cpus_per_worker: 0.5")
+    assert room(fixed) == "4 workers need 0.5 CPU each; free are 3 of 16 CPU"
 
 
 @pytest.mark.parametrize(

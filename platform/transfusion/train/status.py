@@ -5,13 +5,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from transfusion.stage import StageContext
 
 POLL_S = 1.0
+
+SILENCE_S = 60.0
+"""After which silent workers are told of, and again each time the silence has doubled."""
 
 KEPT_MESSAGES = 100
 """Of a rank: what is published is sent whole each time, and a run of weeks says a lot."""
@@ -64,8 +67,14 @@ class Teller(logging.Handler):
 
 
 @contextmanager
-def follow(key: str, context: StageContext, *, steps: int, workers: int) -> Iterator[None]:
-    """Shows on the driver how far the workers are, from a thread: `fit` blocks."""
+def follow(
+    key: str, context: StageContext, *, steps: int, workers: int, room: Callable[[], str]
+) -> Iterator[None]:
+    """Shows on the driver how far the workers are, from a thread: `fit` blocks.
+
+    Args:
+        room: What the workers need and what the cluster has, told beside a silence: they may wait for machines.
+    """
     from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get
 
     stop = threading.Event()
@@ -76,8 +85,13 @@ def follow(key: str, context: StageContext, *, steps: int, workers: int) -> Iter
             told: dict[tuple[str, int], int] = {}
             said: set[str] = set()
             begun = False
+            heard, latest, bearable_s = time.monotonic(), None, SILENCE_S
             while True:
                 ended = stop.wait(POLL_S / 2)
+                silent_s = time.monotonic() - heard
+                if silent_s > bearable_s:
+                    context.log.info("no word of the workers for %.0f s: %s", silent_s, room())
+                    bearable_s *= 2
                 for place in keys:
                     try:
                         status = json.loads(_internal_kv_get(place) or b"null")
@@ -87,6 +101,8 @@ def follow(key: str, context: StageContext, *, steps: int, workers: int) -> Iter
                         continue
                     if not status:
                         continue
+                    if place == keys[0] and status != latest:
+                        heard, latest, bearable_s = time.monotonic(), status, SILENCE_S
                     # A worker that was restarted begins its messages anew.
                     source = (place, status["pid"])
                     new = max(told.get(source, 0) - status["dropped"], 0)

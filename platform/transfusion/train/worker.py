@@ -138,7 +138,9 @@ def train_on_ray(
     try:
         with (
             lease(context.store, context.folder, log=context.log),
-            follow(job.status_key, context, steps=steps, workers=most),
+            follow(
+                job.status_key, context, steps=steps, workers=most, room=lambda: room(resources)
+            ),
         ):
             result = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -154,6 +156,25 @@ def train_on_ray(
         metrics=returned["metrics"],
         timings=returned["timings"],
     )
+
+
+def room(resources: TrainResources) -> str:
+    """What the workers need, and what there is of it in the cluster."""
+    import ray
+
+    fewest, most = resources.worker_range
+    number = f"{most}" if fewest == most else f"{fewest} to {most}"
+    each = scaling(resources).resources_per_worker or {}
+    try:
+        free, all_there_is = ray.available_resources(), ray.cluster_resources()
+    except Exception as error:
+        # The display must never be what stops a run.
+        return f"the cluster does not answer ({error})"
+    needed = " and ".join(f"{amount:g} {kind}" for kind, amount in each.items())
+    found = ", ".join(
+        f"{free.get(kind, 0):g} of {all_there_is.get(kind, 0):g} {kind}" for kind in each
+    )
+    return f"{number} workers need {needed} each; free are {found}"
 
 
 def scaling(resources: TrainResources) -> "ScalingConfig":
