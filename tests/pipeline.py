@@ -2,9 +2,11 @@
 
 import importlib
 import logging
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipelines.shards import Attempt, ShardTask, WorkerFactory, in_process
 from transfusion.artifacts.artifact import Artifact, open_artifact
 from transfusion.artifacts.canonical import canonical_json, fingerprint
 from transfusion.artifacts.manifest import Content, InputRef, Manifest, manifest_path
@@ -13,7 +15,7 @@ from transfusion.artifacts.tables import load_table
 from transfusion.artifacts.tokens import TokenRow, token_rows
 from transfusion.config import validate
 from transfusion.spec.stages import load_function
-from transfusion.stage import Made, Progress, Resources, StageContext
+from transfusion.stage import Made, PoolResources, Progress, Resources, StageContext
 from transfusion.storage.store import Store, open_store
 
 CODES = 32
@@ -28,6 +30,21 @@ MIX_OF_CODES = {
     "held_out_fraction": 0.3,
     "layout": {"patch_size": 1},
 }
+
+
+class Launch:
+    """Runs shards here and counts them; then `afterwards` befalls the store."""
+
+    def __init__(self, afterwards: Callable[[], None] = lambda: None) -> None:
+        self.made: list[int] = []
+        self._afterwards = afterwards
+
+    def __call__(
+        self, factory: WorkerFactory, tasks: Sequence[ShardTask], resources: PoolResources
+    ) -> Iterator[Attempt]:
+        self.made.append(len(tasks))
+        yield from in_process(factory, tasks, resources)
+        self._afterwards()
 
 
 def make_context(

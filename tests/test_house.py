@@ -1,6 +1,7 @@
 """Promises of the layout itself."""
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,13 @@ def test_what_a_declaration_names_exists(uses: str) -> None:
         if reference is not None:
             assert reference.split(".")[0] in PACKAGES, reference
             assert callable(load_function(reference))
+
+
+def test_no_test_is_imported_by_another(repository: Path) -> None:
+    """What tests share lies in modules of its own, and goes on when a test goes."""
+    borrowed = re.compile(r"^\s*(?:from|import) tests\.(?:\w+\.)*test_\w+", re.MULTILINE)
+    found = {
+        str(file.relative_to(repository)): borrowed.findall(file.read_text())
+        for file in (repository / "tests").rglob("*.py")
+    }
+    assert {file: lines for file, lines in found.items() if lines} == {}

@@ -14,8 +14,7 @@ from data_pipelines.documents import Image
 from data_pipelines.limits import DecodeLimits
 from data_pipelines.shards import Attempt, in_process
 from data_pipelines.sources.source import open_listing
-from tests.faults.test_lost_data import Launch
-from tests.pipeline import make, make_autoencoder, make_model, rows_of, shapes, tokenizer_of
+from tests.pipeline import Launch, make, make_autoencoder, make_model, rows_of, shapes, tokenizer_of
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.pool import ShardPool
 from transfusion.artifacts.shards import index_entries, read_rejects, row_entries

@@ -18,7 +18,7 @@ from data_pipelines.decode import (
     decode,
     decode_image,
 )
-from tests.data_pipelines.test_perceptual_hash import picture
+from tests.data_pipelines.pictures import picture
 from tests.hostile import HostileImage, bad_images, corners, good_images, quadrant_pixels
 
 LIMITS = DecodeLimits()

@@ -13,8 +13,7 @@ from PIL import Image as Picture
 
 from data_pipelines.shards import in_process
 from tests.documents import documents_of
-from tests.faults.test_lost_data import Launch
-from tests.pipeline import make, make_model
+from tests.pipeline import Launch, make, make_model
 from tests.tiny import QUICK
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.images import ImageRow, read_images

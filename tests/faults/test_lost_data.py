@@ -1,32 +1,14 @@
 """What is deleted behind a pool is made again before anything is published, and nothing else is."""
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from data_pipelines.shards import Attempt, ShardTask, WorkerFactory, in_process
-from tests.pipeline import make, make_autoencoder
+from tests.pipeline import Launch, make, make_autoencoder
 from transfusion.artifacts.artifact import Artifact
 from transfusion.errors import ArtifactError
-from transfusion.stage import PoolResources
 
 SHAPES = {"num_images": 24, "seed": 3, "images_per_shard": 8}
-
-
-class Launch:
-    """Runs shards here and counts them; then `afterwards` befalls the store."""
-
-    def __init__(self, afterwards: object = lambda: None) -> None:
-        self.made: list[int] = []
-        self._afterwards = afterwards
-
-    def __call__(
-        self, factory: WorkerFactory, tasks: Sequence[ShardTask], resources: PoolResources
-    ) -> Iterator[Attempt]:
-        self.made.append(len(tasks))
-        yield from in_process(factory, tasks, resources)
-        self._afterwards()  # type: ignore[operator]
 
 
 def encode(root: Path, launch: Launch) -> Artifact:

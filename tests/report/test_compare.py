@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.report.fake_run import FakeRun, make_run
-from tests.report.test_report import Tree
+from tests.report.page import Tree
 from transfusion.artifacts.artifact import Artifact
 from transfusion.cli import app
 from transfusion.report.compare import Run, compare, comparison_charts, comparison_text

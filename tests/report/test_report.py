@@ -3,20 +3,17 @@
 import json
 import logging
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.report.fake_run import HOSTILE, FakeRun, make_run
+from tests.report.page import Tree
 from transfusion.artifacts.manifest import Content, manifest_path
 from transfusion.report.config import ReportConfig
 from transfusion.report.run import run as write_report
 from transfusion.stage import Made, Progress, Resources, StageContext
 from transfusion.storage.store import open_store
-
-VOID = {"meta", "img", "br", "link", "hr", "input"}
 
 
 def report(made: FakeRun, scratch: Path, config: ReportConfig | None = None) -> tuple[Made, str]:
@@ -44,35 +41,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> FakeRun:
 @pytest.fixture(scope="module")
 def page(made: FakeRun, tmp_path_factory: pytest.TempPathFactory) -> str:
     return report(made, tmp_path_factory.mktemp("report"))[1]
-
-
-class Tree(HTMLParser):
-    """Collects tags, attributes and text, and checks that every element is closed where it should be."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(page)
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.seen.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, (tag, self.getpos())
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def all(self, tag: str) -> list[dict[str, Any]]:
-        return [attributes for name, attributes in self.seen if name == tag]
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tests.train.test_autoencoder_training import CODES, settings, train
+from tests.train.autoencoders import CODES, settings, train
 from transfusion.autoencoder.network import build_network
 from transfusion.config import validate
 from transfusion.errors import ArtifactError

@@ -2,13 +2,13 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from tests.train.autoencoders import CODES, crops, settings, train
 from tests.train.outcomes import rows
-from tests.train.worlds import in_world, train_as
+from tests.train.worlds import in_world
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network
@@ -18,40 +18,9 @@ from transfusion.errors import ArtifactError
 from transfusion.stage import TrainResources
 from transfusion.train.autoencoder.codes import restart_dead_codes
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
-from transfusion.train.autoencoder.crops import Crops
 from transfusion.train.autoencoder.forward import QuantizedReconstruction
-from transfusion.train.autoencoder.trainee import AutoencoderTrainee
 
 pytestmark = pytest.mark.usefixtures("world")
-
-
-def crops(count=24, size=16):
-    """Flat colours: two numbers an image, so that a little training shows."""
-    draw = np.random.default_rng(0)
-    colours = draw.integers(0, 256, (count, 1, 1, 3), dtype=np.uint8)
-    images = np.broadcast_to(colours, (count, size, size, 3)).copy()
-    return Crops(keys=[f"image-{index}" for index in range(count)], images=images)
-
-
-def settings(**changed):
-    values = {
-        "network": AutoencoderConfig(block_channels=(8, 8), latent_channels=4, norm_groups=4),
-        "steps": 30,
-        "lr": 5e-3,
-        "batch_size": 8,
-        "heldout_images": 8,
-        "calibration_images": 16,
-        "validate_every_steps": 10,
-        "checkpoint_every_steps": 10,
-        "seed": 1,
-    }
-    return TrainAutoencoderConfig(**(values | changed))
-
-
-def train(folder, stop_after=None, resources=None, **changed):
-    cpu = torch.device("cpu")
-    trainee = AutoencoderTrainee(settings(**changed), crops(), device=cpu, resources=resources)
-    return train_as(trainee, folder, stop_after=stop_after, resources=resources)
 
 
 def in_groups(folder):
@@ -116,9 +85,6 @@ def test_an_uneven_batch_is_refused_with_the_nearest_one():
     values = {"steps": 1, "seed": 0, "batch_size": 33, "lanes": 2}
     _, faults = validate(TrainAutoencoderConfig, values, where="job")
     assert faults == ["job: batch_size must be a multiple of lanes 2, got 33; nearest valid: 32"]
-
-
-CODES = AutoencoderConfig(block_channels=(8, 8), latent_channels=4, norm_groups=4, codebook_size=64)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
