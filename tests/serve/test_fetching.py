@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import http.server
 import io
 import ssl
@@ -91,7 +92,9 @@ class _Files(http.server.BaseHTTPRequestHandler):
 def server() -> Iterator[http.server.ThreadingHTTPServer]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Files)
     server.asked, server.go = [], threading.Event()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # Looked at often: a shutdown waits for the next look.
+    serve = functools.partial(server.serve_forever, poll_interval=0.02)
+    threading.Thread(target=serve, daemon=True).start()
     yield server
     server.go.set()
     server.shutdown()
