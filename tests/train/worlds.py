@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Collection
@@ -182,7 +183,11 @@ def in_world(
     """Calls `function(*arguments)` in `size` processes joined over gloo."""
     with tempfile.TemporaryDirectory() as folder:
         world = (size, f"file://{folder}/meeting", timeout_s)
-        torch.multiprocessing.spawn(_member, (world, function, arguments), nprocs=size)
+        # Forked from a process that has torch and nothing running: imports are most of a short test.
+        multiprocessing.set_forkserver_preload([__name__])
+        torch.multiprocessing.start_processes(
+            _member, (world, function, arguments), nprocs=size, start_method="forkserver"
+        )
 
 
 def _member(
