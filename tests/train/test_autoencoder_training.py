@@ -19,6 +19,7 @@ from transfusion.stage import TrainResources
 from transfusion.train.autoencoder.codes import restart_dead_codes
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
 from transfusion.train.autoencoder.forward import QuantizedReconstruction
+from transfusion.train.autoencoder.trainee import AutoencoderTrainee
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -88,8 +89,14 @@ def test_an_uneven_batch_is_refused_with_the_nearest_one():
 
 
 @pytest.mark.usefixtures("unchecked_shapes")
-def test_a_codebook_is_learned_used_and_resumed_to_the_bit(tmp_path):
-    options = {"network": CODES, "restart_codes_every_steps": 5, "steps": 60}
+@pytest.mark.parametrize("quantize_from_step", [0, 15])
+def test_a_codebook_is_learned_used_and_resumed_to_the_bit(tmp_path, quantize_from_step):
+    options = {
+        "network": CODES,
+        "restart_codes_every_steps": 5,
+        "quantize_from_step": quantize_from_step,
+        "steps": 60,
+    }
     outcome = train(tmp_path / "whole", **options)
     files = {file["name"]: tmp_path / "whole" / file["path"] for file in outcome["files"]}
     lines = [json.loads(line) for line in files["metrics.jsonl"].read_text().splitlines()]
@@ -113,11 +120,16 @@ def test_a_codebook_is_learned_used_and_resumed_to_the_bit(tmp_path):
     ]
 
 
-def test_gradients_of_a_codebook_are_those_of_its_formula():
-    """Straight through to the encoder, the codes' own from their distance, against autograd by hand."""
+@pytest.mark.parametrize("quantizes", [True, False])
+def test_gradients_of_a_codebook_are_those_of_its_formula(quantizes):
+    """Straight through to the encoder, the codes' own from their distance, against autograd by hand.
+
+    Before codes are heard: the plain autoencoder's, and codes that follow it.
+    """
     torch.manual_seed(0)
     network = build_network(CODES, sample_size_px=16)
     model, config = QuantizedReconstruction(network), settings(network=CODES, codebook_weight=0.7)
+    model.quantizes = quantizes
     signal = torch.rand(2, 3, 16, 16) * 2 - 1
     made, *latent = model(signal, torch.zeros(2, 4, 8, 8))
     ((made - signal).abs().sum() + model.term(config, signal, *latent).loss).backward()
@@ -132,11 +144,12 @@ def test_gradients_of_a_codebook_are_those_of_its_formula():
         nearest = distances.argmin(1)
     table = network.quantize.embedding.weight
     vectors = table[nearest].view(2, 8, 8, 4).permute(0, 3, 1, 2)
-    straight = latents + (vectors - latents).detach()
+    straight = latents + (vectors - latents).detach() if quantizes else latents
     error = (network.decode(straight, force_not_quantize=True).sample - signal).abs().mean()
     codes = (vectors - latents.detach()).square().mean()
     encoder = (latents - vectors.detach()).square().mean()
-    (error + 0.7 * (codes + 0.25 * encoder)).backward()
+    commitment = 0.25 if quantizes else 0.0
+    (error + 0.7 * (codes + commitment * encoder)).backward()
     for name, parameter in network.named_parameters():
         expected = parameter.grad * signal.numel()
         torch.testing.assert_close(found[name], expected, rtol=2e-3, atol=2e-3)
@@ -158,7 +171,31 @@ def test_dead_codes_move_to_latents_and_live_ones_stay():
     assert model.usage.sum() == 0
 
 
-def test_a_restart_without_a_codebook_is_refused():
-    values = {"steps": 1, "seed": 0, "restart_codes_every_steps": 3}
-    _, faults = validate(TrainAutoencoderConfig, values, where="job")
+@pytest.mark.usefixtures("unchecked_shapes")
+def test_when_codes_begin_to_be_heard_all_of_them_lie_where_images_do():
+    trainee = AutoencoderTrainee(
+        settings(network=CODES, quantize_from_step=2), crops(), device=torch.device("cpu")
+    )
+    heard, tables = [], []
+    for step in range(4):
+        before = codebook(trainee.model.network).full_tensor().detach().clone()
+        trainee.forward_backward(step)
+        after = codebook(trainee.model.network).full_tensor().detach().clone()
+        heard.append(trainee.model.quantizes)
+        tables.append((before, after))
+    assert heard == [False, False, True, True]
+    moved = [bool((before != after).any(dim=1).all()) for before, after in tables]
+    assert moved == [False, False, True, False], "no optimizer steps here: only the move moves"
+
+
+@pytest.mark.parametrize("option", ["restart_codes_every_steps", "quantize_from_step"])
+def test_an_option_of_codes_without_a_codebook_is_refused(option):
+    _, faults = validate(TrainAutoencoderConfig, {"steps": 9, "seed": 0, option: 3}, where="job")
+    assert f"{option} is of a codebook" in faults[0]
     assert "set network.codebook_size" in faults[0]
+
+
+def test_codes_that_would_never_be_heard_are_refused():
+    values = {"steps": 9, "seed": 0, "network": {"codebook_size": 64}, "quantize_from_step": 9}
+    _, faults = validate(TrainAutoencoderConfig, values, where="job")
+    assert "quantize_from_step must be below steps 9, got 9" in faults[0]

@@ -66,6 +66,12 @@ class TrainAutoencoderConfig(LoopConfig):
     """So often, codes that were not taken since move to where the encoder puts images; 0 for never. The last fifth
     of a run moves none."""
 
+    quantize_from_step: int = Field(0, ge=0)
+    """Before it the decoder hears what the encoder makes, and codes only follow; at it all codes move to where the
+    encoder puts images. With codes from the first step an encoder may settle for what the first ones tell apart,
+    though in the end all are taken (22.0 against 29.8 dB with 400 of 1,500 steps before, on drawn textures; on
+    another machine, and with other last bits, it did not)."""
+
     perceptual: PerceptualConfig | None = None
     """The paper has it with weight 1, and another on MoCo's features."""
 
@@ -90,9 +96,15 @@ class TrainAutoencoderConfig(LoopConfig):
 
     @model_validator(mode="after")
     def _codes_are_there(self) -> "TrainAutoencoderConfig":
-        if self.restart_codes_every_steps and self.network.codebook_size is None:
+        for name in ("restart_codes_every_steps", "quantize_from_step"):
+            if getattr(self, name) and self.network.codebook_size is None:
+                raise ValueError(
+                    f"{name} is of a codebook, and there is none; set network.codebook_size"
+                )
+        if self.quantize_from_step >= self.steps:
             raise ValueError(
-                "restart_codes_every_steps is of a codebook, and there is none; set network.codebook_size"
+                f"quantize_from_step must be below steps {self.steps}, got {self.quantize_from_step}: codes that "
+                "are never used are not learned"
             )
         return self
 

@@ -63,6 +63,8 @@ class QuantizedReconstruction(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
+        self.quantizes = True
+        """Whether the decoder hears the codes or, early in training, what the encoder made."""
         # In the checkpoint, so that a resumed run finds the same codes dead.
         self.register_buffer("usage", torch.zeros(len(codebook(network)), dtype=torch.float64))
 
@@ -81,7 +83,7 @@ class QuantizedReconstruction(nn.Module):
         table = codebook(self.network)
         indices = nearest_codes(latents, table)
         vectors = vectors_of(indices, table)
-        passed = latents + (vectors - latents).detach()
+        passed = latents + (vectors - latents).detach() if self.quantizes else latents
         made = self.network.decode(passed, force_not_quantize=True).sample.float()
         return made.clone(), latents.float().clone(), vectors.float().clone(), indices
 
@@ -102,8 +104,9 @@ class QuantizedReconstruction(nn.Module):
         codes = (vectors - latents.detach()).square().sum() * pixels
         encoder = (latents - vectors.detach()).square().sum() * pixels
         # Both are the same number, with other gradients.
-        loss = config.codebook_weight * (codes + config.commitment * encoder)
-        return Term("code_distance", codes, loss, config.codebook_weight * (1 + config.commitment))
+        commitment = config.commitment if self.quantizes else 0.0
+        loss = config.codebook_weight * (codes + commitment * encoder)
+        return Term("code_distance", codes, loss, config.codebook_weight * (1 + commitment))
 
 
 def kl_divergence(found: Posterior) -> Float[Tensor, " b"]:

@@ -142,6 +142,8 @@ class AutoencoderTrainee:
 
     def validate(self) -> Mapping[str, float]:
         """Quality of held-out images through the posterior's mean, and how many of the codes they take."""
+        if isinstance(self._module, QuantizedReconstruction):
+            self._module.quantizes = True
         chunks = self._images[self._num_training :].split(CHUNK_IMAGES)
         sums = {"psnr_db": 0.0, "absolute_error": 0.0}
         counts = self._no_counts()
@@ -245,8 +247,17 @@ class AutoencoderTrainee:
 
     def _move_dead_codes(self, step: int) -> None:
         config = self.config
-        if not is_restart(
-            step, every_steps=config.restart_codes_every_steps, total_steps=config.steps
+        if not isinstance(self._module, QuantizedReconstruction):
+            return
+        self._module.quantizes = step >= config.quantize_from_step
+        begins = bool(step) and step == config.quantize_from_step
+        if begins:
+            self._module.usage.zero_()
+        elif not (
+            self._module.quantizes
+            and is_restart(
+                step, every_steps=config.restart_codes_every_steps, total_steps=config.steps
+            )
         ):
             return
         with torch.no_grad():
