@@ -1,5 +1,6 @@
 """A small model and made-up batches, trained in one process or in several over gloo, without Ray."""
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -241,19 +242,24 @@ class SignalledSource(MadeUpSource):
 
 
 def controller() -> int:
-    """The process of Ray Train's controller in the Ray of this worker; others on this machine stay alive."""
-    (found,) = [
-        int(place.parent.name)
-        for place in Path("/proc").glob("[0-9]*/cmdline")
-        if place.read_bytes().startswith(b"ray::TrainController")
-        and parent_of(place.parent) == os.getppid()
-    ]
-    return found
+    """The process of Ray Train's controller in the Ray of this worker; others on this machine stay alive.
+
+    The youngest: that of a run before may not have ended yet.
+    """
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if (folder / "cmdline").read_bytes().startswith(b"ray::TrainController"):
+                parent, started = parent_and_start(folder)
+                if parent == os.getppid():
+                    found.append((started, int(folder.name)))
+    return max(found)[1]
 
 
-def parent_of(process: Path) -> int:
-    """By its folder in /proc: the second field behind the name, which may hold anything."""
-    return int((process / "stat").read_text().rpartition(")")[2].split()[1])
+def parent_and_start(process: Path) -> tuple[int, int]:
+    """Of a folder in /proc: fields 4 and 22, counted from behind the name, which may hold anything."""
+    fields = (process / "stat").read_text().rpartition(")")[2].split()
+    return int(fields[1]), int(fields[19])
 
 
 def build(
