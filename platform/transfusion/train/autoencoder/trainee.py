@@ -103,7 +103,7 @@ class AutoencoderTrainee:
     def forward_backward(self, step: int, *, stop: bool = False) -> StepResult:
         """Each lane's share of the batch's mean absolute error per pixel, and of what its latents cost."""
         config, world = self.config, dist.get_world_size()
-        self._move_dead_codes(step)
+        self._prepare_codes(step)
         sums = {"absolute_error": 0.0}
         weights: dict[str, float] = {}
         counts = self._no_counts()
@@ -143,6 +143,7 @@ class AutoencoderTrainee:
     def validate(self) -> Mapping[str, float]:
         """Quality of held-out images through the posterior's mean, and how many of the codes they take."""
         if isinstance(self._module, QuantizedReconstruction):
+            # Early in training, too, it is told what would come out; the next step sets it again.
             self._module.quantizes = True
         chunks = self._images[self._num_training :].split(CHUNK_IMAGES)
         sums = {"psnr_db": 0.0, "absolute_error": 0.0}
@@ -245,7 +246,8 @@ class AutoencoderTrainee:
             return None
         return torch.zeros_like(self._module.usage)
 
-    def _move_dead_codes(self, step: int) -> None:
+    def _prepare_codes(self, step: int) -> None:
+        """Says whether codes are heard in this step; moves those that are dead, or at the first such step all."""
         config = self.config
         if not isinstance(self._module, QuantizedReconstruction):
             return
