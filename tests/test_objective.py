@@ -141,3 +141,25 @@ def test_z_loss_is_the_squared_log_of_the_denominator():
     assert float(with_z.z_sum) == pytest.approx(0.1 * by_hand, rel=1e-5)
     losses = [combine(sums, global_lm_count=8, global_image_count=4) for sums in (plain, with_z)]
     assert float(losses[1] - losses[0]) == pytest.approx(0.1 * by_hand / 8, rel=1e-4)
+
+
+def test_the_loss_of_codes_is_the_part_of_targets_from_the_first_code_on():
+    batch = batch_of(2)
+    torch.manual_seed(0)
+    logits = torch.randn(6, 8)
+    output = ModelOutput(logits=logits, epsilon=torch.zeros(3, 1, 2, 2))
+    targets, weights = batch.text_targets.tolist(), batch.text_weight.tolist()
+    first_code = sorted(target for target, weight in zip(targets, weights, strict=True) if weight)[
+        1
+    ]
+    plain, parted = loss_sums(output, batch), loss_sums(output, batch, first_code=first_code)
+    assert plain.code_sum is plain.code_count is None
+    assert torch.equal(plain.lm_sum, parted.lm_sum)
+    of_codes = [
+        math.log(row.exp().sum()) - float(row[target])
+        for row, target, weight in zip(logits, targets, weights, strict=True)
+        if weight and target >= first_code
+    ]
+    assert 0 < len(of_codes) < sum(weights)
+    assert float(parted.code_count) == len(of_codes)
+    assert float(parted.code_sum) == pytest.approx(sum(of_codes), rel=1e-5)

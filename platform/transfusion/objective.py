@@ -40,6 +40,11 @@ class LossSums:
     bound_sum: Float[Tensor, ""] | None = None
     """Bits an element of the variational bound, summed over images, where variances are learned."""
 
+    code_sum: Float[Tensor, ""] | None = None
+    """What of `lm_sum` is of targets that are codes of images, where images are tokens; with `code_count`."""
+
+    code_count: Float[Tensor, ""] | None = None
+
     image_errors: Float[Tensor, " m"]
     """What each slot adds to `diffusion_sum`."""
 
@@ -50,6 +55,7 @@ def loss_sums(
     noised: Noised | None = None,
     *,
     z_loss_weight: float = 0.0,
+    first_code: int | None = None,
 ) -> LossSums:
     """The losses of one micro-batch as sums and counts.
 
@@ -57,12 +63,18 @@ def loss_sums(
         noised: What the model was to predict of the images, and how much each counts: their noise, all alike, when
             it is left out. Weights move the sum, never the count.
         z_loss_weight: Of the squared logarithm of the softmax's denominator (Chameleon, arXiv:2405.09818, 2.3.2).
+        first_code: From this id on targets are codes of images; there are none when it is left out.
     """
     each = output.text_losses
     if each is None:
         each = text_losses(output.logits, batch.text_targets, with_z=z_loss_weight > 0)
     cross_entropy, *squares = each
+    cross_entropy = cross_entropy * batch.text_weight
     z_sum = z_loss_weight * (squares[0] * batch.text_weight).sum() if squares else None
+    code_sum, code_count = None, None
+    if first_code is not None:
+        is_code = batch.text_targets >= first_code
+        code_sum, code_count = (cross_entropy * is_code).sum(), (batch.text_weight * is_code).sum()
     error = image_errors(output.epsilon, batch.noise if noised is None else noised.target)
     if noised is not None and noised.weight is not None:
         error = error * noised.weight
@@ -73,12 +85,14 @@ def loss_sums(
         bound = noised.variance.bound(output.variance, missed, batch.timesteps)
         bound_sum = (bound * batch.image_weight).sum()
     return LossSums(
-        lm_sum=(cross_entropy * batch.text_weight).sum(),
+        lm_sum=cross_entropy.sum(),
         lm_count=batch.text_weight.sum(),
         diffusion_sum=error.sum(),
         image_count=batch.image_weight.sum(),
         z_sum=z_sum,
         bound_sum=bound_sum,
+        code_sum=code_sum,
+        code_count=code_count,
         image_errors=error,
     )
 

@@ -72,9 +72,10 @@ def test_what_comes_from_outside_is_escaped(page: str, tree: Tree) -> None:
     "told",
     [
         "97.7%", "images: colour right", "reconstructions 97%", "unigram model 3.020",
-        "a red circle", "Text: loss per token", "two objects", "too many pixels 1", "image file is truncated",
-        "data_pipelines.encode_images", "images/part-03.parquet", "0123456789ab", "2.41M parameters",
-        "padding 0.22%", "75.17%", "left as it was 22.1%, chance 20%", "least noise",
+        "a red circle", "Next tokens: loss per token", "two objects", "too many pixels 1",
+        "image file is truncated", "data_pipelines.encode_images", "images/part-03.parquet",
+        "0123456789ab", "2.41M parameters", "padding 0.22%", "75.17%", "left as it was 22.1%, chance 20%",
+        "least noise",
         "denoising loss by noise level", "Gradient norm by group", "Stream behind the last block", "MFU, %",
         "Peak memory", "checkpoint 3.8 ms", "make it cyan", "nearest: <script>",
          "went back to the checkpoint of step 580; steps 580 to 699 are passed over",

@@ -64,7 +64,7 @@ def run(
         )
     finally:
         stop_ray()
-    typer.echo(results_text(results, checked, job))
+    typer.echo(results_text(results, checked, job, overrides or ()))
 
 
 def sweep(

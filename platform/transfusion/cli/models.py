@@ -10,6 +10,7 @@ from transfusion.cli.options import Overrides, Profile
 
 def sample(
     model: Annotated[Path, typer.Argument(help="A model package, or a job file that made one.")],
+    overrides: Overrides = None,
     prompt: Annotated[str, typer.Option(help="What to draw, or to continue.")] = "",
     image: Annotated[Path | None, typer.Option(help="An image to describe or to edit.")] = None,
     prompts: Annotated[
@@ -21,7 +22,7 @@ def sample(
         str,
         typer.Option(
             help="image, text, free (both, as the model likes), edit, infill (images where the prompt has "
-            "[image]), or auto."
+            "\\[image]), or auto."
         ),
     ] = "auto",
     solver: Annotated[str | None, typer.Option(help="ddpm, ddim, dpm++ or unipc.")] = None,
@@ -35,7 +36,10 @@ def sample(
     max_images: Annotated[int | None, typer.Option(help="In mode free.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Draw a prompt, describe or edit an image, or let the model go on freely. Defaults are the package's."""
+    """Draw a prompt, describe or edit an image, or let the model go on freely. Defaults are the package's.
+
+    A job is given with the overrides that it was run with, which are part of what its model is.
+    """
     from transfusion.runner.show import model_folder
     from transfusion.sample.command import sample_to_files
 
@@ -50,7 +54,7 @@ def sample(
         "seed": seed,
     }
     for line in sample_to_files(
-        model_folder(model),
+        model_folder(model, overrides or ()),
         prompt=prompt,
         image=image,
         out_dir=out,

@@ -4,11 +4,11 @@ A run is whatever an artifact was made from, itself included; stages are matched
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, cast
 
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.manifest import Manifest
 from transfusion.config import flattened
 from transfusion.report.charts import Line, Role
 from transfusion.report.curves import Curve, Metrics, last
@@ -26,28 +26,65 @@ NOT_SET = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunStage:
+    """A stage of a run, ended or not."""
+
+    uses: str
+    version: int
+    raw: str | None
+    """Fingerprint of its raw input, where it has any."""
+    config: Mapping[str, Any]
+    curves: Metrics
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> "RunStage":
+        """A stage that ended."""
+        manifest = artifact.manifest
+        return cls(
+            uses=manifest.uses,
+            version=manifest.version,
+            raw=manifest.payload.get("raw"),
+            config=manifest.config,
+            curves=read_run(artifact),
+            scores=manifest.content.metrics,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One side of a comparison."""
 
     name: str
     """As the user gave it."""
-    stages: Mapping[str, Manifest]
+    stages: Mapping[str, RunStage]
     """By the stage's name in its job."""
-    curves: Mapping[str, Metrics]
-    """Of the stages that train."""
 
     @classmethod
-    def of(cls, name: str, ends: Iterable[Artifact]) -> "Run":
-        """A run from its last artifacts, down to the raw input."""
-        stages: dict[str, Manifest] = {}
-        curves: dict[str, Metrics] = {}
-        for ancestor in trace(ends):
-            stage = ancestor.manifest.stage
-            stages[stage] = ancestor.manifest
-            found = read_run(ancestor.artifact)
-            if found.train or found.validation:
-                curves[stage] = found
-        return cls(name=name, stages=stages, curves=curves)
+    def of(
+        cls,
+        name: str,
+        ends: Iterable[Artifact],
+        unfinished: Mapping[str, RunStage] = MappingProxyType({}),
+    ) -> "Run":
+        """A run from its last artifacts, down to the raw input.
+
+        Args:
+            unfinished: Stages that have made no artifact yet, or never will.
+        """
+        ended = {
+            ancestor.manifest.stage: RunStage.of(ancestor.artifact) for ancestor in trace(ends)
+        }
+        return cls(name=name, stages={**ended, **unfinished})
+
+    @property
+    def curves(self) -> dict[str, Metrics]:
+        """Of the stages that train."""
+        return {
+            name: stage.curves
+            for name, stage in self.stages.items()
+            if stage.curves.train or stage.curves.validation
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,23 +172,22 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
     each: list[dict[str, Any]] = []
     for run in runs:
         settings: dict[str, Any] = {}
-        for stage, manifest in run.stages.items():
-            settings[f"{stage}: uses"] = manifest.uses
-            if stage not in shared:
+        for name, stage in run.stages.items():
+            settings[f"{name}: uses"] = stage.uses
+            if name not in shared:
                 continue
-            settings[f"{stage}: version"] = manifest.version
-            raw = manifest.payload.get("raw")
-            settings[f"{stage}: raw input"] = None if raw is None else str(raw)[:12]
-            for key, value in flattened(manifest.config).items():
-                settings[f"{stage}.{key}"] = value
+            settings[f"{name}: version"] = stage.version
+            settings[f"{name}: raw input"] = None if stage.raw is None else stage.raw[:12]
+            for key, value in flattened(stage.config).items():
+                settings[f"{name}.{key}"] = value
         each.append(settings)
     return each
 
 
 def _scores(run: Run) -> Iterator[tuple[str, Any]]:
-    for stage, manifest in run.stages.items():
-        for name, value in manifest.content.metrics.items():
-            yield f"{stage}.{name}", value
+    for name, stage in run.stages.items():
+        for score, value in stage.scores.items():
+            yield f"{name}.{score}", value
 
 
 def _differences(each: Sequence[Mapping[str, Any]]) -> list[Row]:

@@ -26,7 +26,10 @@ class Chart:
 
 TITLES = {
     "loss": "Loss, all together",
-    "lm_loss": "Text: loss per token, nats",
+    "lm_loss": "Next tokens: loss per token, nats",
+    "text_loss": "Of these, text: loss per token, nats",
+    "code_loss": "Of these, images: loss per code, nats",
+    "z_loss": "z-loss, with its weight",
     "diffusion_loss": "Images: denoising loss",
     "absolute_error": "Mean absolute error",
     "kl": "KL divergence",
@@ -71,7 +74,7 @@ FAMILIES = {
     },
     "Stream behind the last block, RMS": {
         "stream_rms_text": "at text",
-        "stream_rms_image": "at patches",
+        "stream_rms_image": "at images",
     },
 }
 """Curves that belong together, a chart each: the training stage's `measures`, and what each is called there."""

@@ -8,14 +8,17 @@ from transfusion.errors import ArtifactError, SpecError
 from transfusion.report.compare import (
     MAX_RUNS,
     Run,
+    RunStage,
     compare,
     comparison_page,
     comparison_text,
 )
-from transfusion.runner.show import open_address
+from transfusion.report.curves import read_metrics
+from transfusion.runner.show import open_address, unfinished
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
 from transfusion.storage.store import open_store
+from transfusion.train.metrics import as_lines
 
 
 def compare_runs(targets: Sequence[str], *, out: Path | None) -> str:
@@ -27,11 +30,11 @@ def compare_runs(targets: Sequence[str], *, out: Path | None) -> str:
 
     Raises:
         SpecError: There are too few or too many.
-        ArtifactError: A run has made nothing yet.
+        ArtifactError: A run has made nothing yet, not even a checkpoint.
     """
     if not 2 <= len(targets) <= MAX_RUNS:
         raise SpecError(f"compare: give 2 to {MAX_RUNS} runs, got {len(targets)}")
-    runs = [Run.of(target, _ends(target)) for target in targets]
+    runs = [_run(target) for target in targets]
     told = comparison_text(compare(runs))
     if out is None:
         return told
@@ -39,20 +42,29 @@ def compare_runs(targets: Sequence[str], *, out: Path | None) -> str:
     return f"{told}\n\ncurves   {out}"
 
 
-def _ends(target: str) -> list[Artifact]:
-    """The artifacts from which a run is traced: all that a job has made, or the one that is named."""
+def _run(target: str) -> Run:
+    """All that a job has made or begun, or what the one artifact that is named was made from."""
     file, *overrides = target.split()
     if Path(file).suffix not in {".yaml", ".yml"}:
-        return [open_address(target)]
+        return Run.of(target, [open_address(target)])
     job = read_job(Path(file), overrides)
     store = open_store(job.file.store)
-    made = [
-        find_artifact(store, uses=planned.stage.uses, fingerprint=planned.fingerprint)
-        for planned in plan_job(job, store)
-    ]
-    found = [artifact for artifact in made if artifact is not None]
-    if not found:
+    made, begun = list[Artifact](), dict[str, RunStage]()
+    for planned in plan_job(job, store):
+        stage = planned.stage
+        artifact = find_artifact(store, uses=stage.uses, fingerprint=planned.fingerprint)
+        if artifact is not None:
+            made.append(artifact)
+        elif (left := unfinished(planned, store)) is not None:
+            begun[stage.name] = RunStage(
+                uses=stage.uses,
+                version=stage.declaration.version,
+                raw=planned.payload.get("raw"),
+                config=stage.config.resolved(),
+                curves=read_metrics(as_lines(left.rows)),
+            )
+    if not made and not begun:
         raise ArtifactError(
             f"{target}: it has made nothing yet; make it with: transfusion run {target}"
         )
-    return found
+    return Run.of(target, made, begun)

@@ -1,5 +1,6 @@
 """What people and scripts are told of plans, runs and artifacts."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transfusion.spec.job import Job, read_job
 from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.stage import duration
 from transfusion.storage.store import Store, open_store
+from transfusion.train.loop_config import LoopConfig
+from transfusion.train.unfinished import UnfinishedRun, read_unfinished
 
 
 def plan_text(plan: Sequence[PlannedStage], store: Store) -> str:
@@ -32,8 +35,10 @@ def plan_text(plan: Sequence[PlannedStage], store: Store) -> str:
     return "\n".join(lines)
 
 
-def results_text(results: Sequence[StageResult], job: Job, path: Path) -> str:
-    """The end of a run: what ran, where the results are, and what to do next."""
+def results_text(
+    results: Sequence[StageResult], job: Job, path: Path, overrides: Sequence[str] = ()
+) -> str:
+    """The end of a run: what ran, where the results are, and commands to go on with, overrides included."""
     store = open_store(job.file.store)
     lines = [summary(results)]
     shown = {"report": "report", "evaluation": "samples", "model": "model"}
@@ -42,8 +47,9 @@ def results_text(results: Sequence[StageResult], job: Job, path: Path) -> str:
         if label is not None:
             lines.append(f"{label:8} {_place(store, result.artifact)}")
     if any(result.artifact.kind == "model" for result in results):
-        lines.append(f"serve it: transfusion serve {path}")
-        lines.append(f'or draw:  transfusion sample {path} --prompt "..."')
+        named = shlex.join([str(path), *overrides])
+        lines.append(f"serve it: transfusion serve {named}")
+        lines.append(f'or draw:  transfusion sample {named} --prompt "..."')
     return "\n".join(lines)
 
 
@@ -74,15 +80,27 @@ def job_status(path: Path, overrides: Sequence[str], *, examples: int = 0) -> di
             "uses": planned.stage.uses,
             "fingerprint": planned.fingerprint,
             "path": store.url(planned.path),
-            **(
-                _described(artifact)
-                if artifact
-                else {"metrics": {}, "reasons": list(planned.reasons)}
-            ),
+            **(_described(artifact) if artifact else _not_made(planned, store)),
         }
     if examples and not mixtures:
         raise ArtifactError(f"{path}: --examples are of a mixture, and this job has made none yet")
     return {"job": job.name, "store": store.uri, "stages": stages, **_if_any(mixtures)}
+
+
+def _not_made(planned: PlannedStage, store: Store) -> dict[str, Any]:
+    found: dict[str, Any] = {"metrics": {}, "reasons": list(planned.reasons)}
+    if (left := unfinished(planned, store)) is not None:
+        found |= {
+            "unfinished": {"step": left.last_step, "checkpoint_step": left.checkpoint_step},
+            "metrics": left.last_values(),
+        }
+    return found
+
+
+def unfinished(planned: PlannedStage, store: Store) -> UnfinishedRun | None:
+    """What a training stage without an artifact has come to so far; None where it was not begun."""
+    trains = isinstance(planned.stage.config, LoopConfig)
+    return read_unfinished(store, planned.path) if trains else None
 
 
 def artifact_status(address: str, *, examples: int = 0) -> dict[str, Any]:
@@ -167,6 +185,11 @@ def status_text(status: dict[str, Any]) -> str:
             f"\n{stage['status']:8} {stage.get('name', name)}  {stage['fingerprint'][:12]}"
             f"{f'  {duration(took)}' if took is not None else ''}\n         {stage['path']}"
         )
+        if so_far := stage.get("unfinished"):
+            lines.append(
+                f"         not finished: measured up to step {so_far['step']:,}, the last checkpoint is of step "
+                f"{so_far['checkpoint_step']:,}"
+            )
         outcomes = stage.get("outcomes")
         if outcomes:
             refused = {**outcomes["filtered"], **outcomes["rejected"]}
@@ -207,6 +230,7 @@ def model_folder(path: Path, overrides: Sequence[str] = ()) -> Path:
     artifact = find_artifact(store, uses=planned.stage.uses, fingerprint=planned.fingerprint)
     if artifact is None:
         raise ArtifactError(
-            f"{path}: its model was not made yet; make it with: transfusion run {path}"
+            f"{path}: its model was not made yet; make it with: transfusion run "
+            f"{shlex.join([str(path), *overrides])}"
         )
     return artifact.folder()

@@ -11,7 +11,7 @@ STAGE = Stage(
     },
     output="run",
     body="transfusion.train.run:run",
-    version=2,
+    version=3,
     raw="transfusion.train.init_from:list_files",
     check="transfusion.train.init_from:faults",
     summary="Weights, raw and averaged, and the metrics of every step.",

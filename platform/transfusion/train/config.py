@@ -29,7 +29,8 @@ class TrainConfig(LoopConfig):
     """Whether weights of the folder that have no place in the model end the run; else they are left out."""
 
     lr_scale_pretrained: float = Field(1.0, ge=0)
-    """Learning rate of what was loaded against that of what was drawn; 0 keeps it as it was."""
+    """Learning rate of matrices that were loaded against that of those that were drawn; 0 keeps them as they were.
+    New rows of a vocabulary that was loaded go with it."""
 
     lr_rule: LrRule = "none"
     """How rates follow the width: not at all, or as `mup` has it, where the best `lr` at `base_width` is to be the

@@ -26,6 +26,7 @@ from transfusion.train.scratch import scratch_folder
 from transfusion.train.state import TrainingState
 from transfusion.train.stop import StoppedError
 from transfusion.train.trainee import Trainee
+from transfusion.train.unfinished import keep_unsaved
 from transfusion.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -166,8 +167,15 @@ class _Run:
         return Finished(rows=parse_rows(lines), averaged=self._state.averaged)
 
     def close(self) -> None:
-        """Ends what runs in the background."""
+        """Ends what runs in the background; rows that no checkpoint holds are kept, whatever ended the attempt."""
         self._metrics.close()
+        place = self._place
+        try:
+            rows = self._metrics.unsaved
+            keep_unsaved(place.store, place.folder, attempt=self._attempt, rows=rows)
+        except Exception as error:
+            # What ended the attempt is what must be told.
+            log.warning("rows behind the last checkpoint are lost: %s", error)
         if self._saver is not None:
             self._saver.close()
 

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.objective import LossSums
 from transfusion.sequence.batch import PackedBatch
 from transfusion.train.parallel import local, num_copies
@@ -58,9 +59,13 @@ class StreamSizes:
         norms = torch.linalg.vector_norm(output.detach(), dim=-1, dtype=torch.float32)
         self._sizes = norms.square().flatten() / output.shape[-1]
 
-    def sums(self, batch: PackedBatch) -> dict[str, Tensor]:
-        """Of the last forward, over text targets and over the patches that have a loss."""
+    def sums(self, batch: PackedBatch, *, first_code: int | None = None) -> dict[str, Tensor]:
+        """Of the last forward, over text targets and over the patches, or codes, that have a loss."""
         assert self._sizes is not None
+        if first_code is not None:
+            sizes = self._sizes[batch.text_rows] * batch.text_weight
+            is_code = batch.text_targets >= first_code
+            return {"text_size": (sizes * ~is_code).sum(), "image_size": (sizes * is_code).sum()}
         # One past the end is where the patches of unused slots lie.
         sizes = torch.cat([self._sizes, self._sizes.new_zeros(1)])
         patches = sizes[batch.image_positions].mean(dim=1)
@@ -68,6 +73,48 @@ class StreamSizes:
             "text_size": (sizes[batch.text_rows] * batch.text_weight).sum(),
             "image_size": (patches * batch.image_weight).sum(),
         }
+
+
+def loss_tally(sums: LossSums) -> dict[str, Tensor]:
+    """The sums that losses are made of, by their names in a tally."""
+    found = {
+        "lm": sums.lm_sum,
+        "diffusion": sums.diffusion_sum,
+        "z": sums.z_sum,
+        "bound": sums.bound_sum,
+        "code": sums.code_sum,
+        "code_tokens": sums.code_count,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def losses(
+    sums: Mapping[str, float], counts: Mapping[str, float], objective: ObjectiveConfig
+) -> dict[str, float]:
+    """The losses of a global batch and their weighted sum, which is what is descended.
+
+    Args:
+        sums: `loss_tally` over all ranks.
+        counts: Text targets and images of the global batch.
+    """
+    tokens, images = max(counts["text_tokens"], 1.0), max(counts["images"], 1.0)
+    found = {"lm_loss": sums["lm"] / tokens, "diffusion_loss": sums["diffusion"] / images}
+    total = objective.lm_weight * found["lm_loss"]
+    diffusion = found["diffusion_loss"]
+    if "bound" in sums:
+        found["variance_bound"] = sums["bound"] / images
+        diffusion += objective.bound_weight * found["variance_bound"]
+    total += objective.diffusion_weight * diffusion
+    if "z" in sums:
+        found["z_loss"] = sums["z"] / tokens
+        total += found["z_loss"]
+    if "code" in sums:
+        codes = sums["code_tokens"]
+        if codes:
+            found["code_loss"] = sums["code"] / codes
+        if counts["text_tokens"] > codes:
+            found["text_loss"] = (sums["lm"] - sums["code"]) / (counts["text_tokens"] - codes)
+    return {"loss": total, **found}
 
 
 def level_sums(
@@ -131,7 +178,11 @@ def measured(sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str
     for group in GROUPS:
         if f"grad_{group}" in sums:
             values[f"grad_norm_{group}"] = math.sqrt(sums[f"grad_{group}"])
-    for kind, count in (("text", counts["text_tokens"]), ("image", counts["images"])):
+    codes = sums.get("code_tokens", 0.0)
+    for kind, count in (
+        ("text", counts["text_tokens"] - codes),
+        ("image", counts["images"] + codes),
+    ):
         if count:
             values[f"stream_rms_{kind}"] = math.sqrt(sums[f"{kind}_size"] / count)
     return values

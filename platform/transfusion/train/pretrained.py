@@ -1,7 +1,8 @@
 """Weights that training starts from: of a model package, or of a Llama-family checkpoint. Plain torch.
 
-What fits is taken, and the rest stays as it was drawn. Patches whose weights are their own begin with a copy of
-text's, where the source has none for them. The optimizer starts fresh.
+What fits is taken, and the rest stays as it was drawn; new rows of a vocabulary that was loaded are drawn like its
+others. Patches whose weights are their own begin with a copy of text's, where the source has none for them. The
+optimizer starts fresh.
 
 No weight hangs on the resolution: places of patches are sines by formula, and the rotation goes by rank. For
 another one set `model.position_grid` to the side in patches that the source learned on: rows and columns of
@@ -12,6 +13,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,7 +96,8 @@ def begin(model: TransfusionModel, start: Start, *, special: SpecialIds) -> Begu
     loaded = [name for name in source.shapes if name in parameters and name not in misfits]
     with torch.no_grad():
         for name in loaded:
-            _take(parameters[name], source.read(name), source.ids if name in BY_ID else None)
+            take = partial(_take_rows, ids=source.ids) if name in BY_ID else Tensor.copy_
+            take(parameters[name], source.read(name))
         twins = {name: re.sub(r"\bimage[._]", "", name, count=1) for name in parameters}
         copied = [
             n for n, twin in twins.items() if twin != n and n not in loaded and twin in loaded
@@ -222,12 +225,16 @@ def _faults(
     return found
 
 
-def _take(parameter: Tensor, stored: Tensor, ids: Mapping[int, int] | None) -> None:
-    """Copies all of it, or the rows of the ids that both have."""
-    if ids is None:
-        parameter.copy_(stored)
-        return
+def _take_rows(parameter: Tensor, stored: Tensor, *, ids: Mapping[int, int]) -> None:
+    """Copies the rows of the ids that both have; the others' draw is moved to the mean and spread of the stored.
+
+    As they are drawn, at a scale of 1, they would be fifty times as long as a Llama's.
+    """
     both = {ours: theirs for ours, theirs in ids.items() if theirs < len(stored)}
+    new = [row for row in range(len(parameter)) if row not in both]
+    if new:
+        spread, mean = torch.std_mean(stored.float(), dim=0)
+        parameter[new] = mean + spread * parameter[new] / parameter.std()
     parameter[list(both)] = stored[list(both.values())].to(parameter.dtype)
 
 

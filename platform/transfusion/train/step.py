@@ -27,6 +27,8 @@ from transfusion.train.measures import (
     StreamSizes,
     Tally,
     level_sums,
+    loss_tally,
+    losses,
     measured,
 )
 from transfusion.train.parallel import (
@@ -69,6 +71,8 @@ class TransformerTrainee:
         self._source = source
         self._device = device
         self._special = SpecialIds.after(num_pieces, num_codes=num_codes)
+        self._first_code = self._special.first_code if num_codes else None
+        self._shown = ("text_loss", "code_loss") if num_codes else ("lm_loss", "diffusion_loss")
         set_precision(config.precision, device=device, cpu_threads=config.cpu_threads_per_worker)
         model = make_sharded(
             config,
@@ -99,6 +103,7 @@ class TransformerTrainee:
             {
                 "text_tokens": sum(float(batch.text_weight.sum()) for batch in batches),
                 "images": sum(float(batch.image_weight.sum()) for batch in batches),
+                "images_as_tokens": sum(self._images_as_tokens(batch) for batch in batches),
                 "flops": sum(
                     self._flops(batch)
                     for lane, batch in zip(owned, batches, strict=True)
@@ -108,6 +113,7 @@ class TransformerTrainee:
             }
         )
         flops, stopping = counts.pop("flops"), counts.pop("stop") > 0
+        as_tokens = counts.pop("images_as_tokens")
         tally, watch = Tally(self._device), Stopwatch(self._device)
         self._lane_losses = []
         for index, (lane, batch) in enumerate(zip(owned, batches, strict=True)):
@@ -131,15 +137,15 @@ class TransformerTrainee:
                 self._lane_losses.append((lane, share.detach()))
         tally.add(**self._gradients.sums())
         everyone = tally.over_ranks()
-        losses = self._losses(everyone, counts)
+        found = losses(everyone, counts, self.config.objective)
         forward_s, backward_s = watch.seconds(("forward", "backward"))
         patches = float(batches[0].image_positions.shape[1])
         return StepResult(
-            values={**losses, **counts, **measured(everyone, counts)},
-            shown={name: f"{losses[name]:.4f}" for name in ("lm_loss", "diffusion_loss")},
+            values={**found, **counts, **measured(everyone, counts)},
+            shown={name: f"{found[name]:.4f}" for name in self._shown if name in found},
             rates={
                 "tokens": counts["text_tokens"] + patches * counts["images"],
-                "images": counts["images"],
+                "images": counts["images"] + as_tokens,
             },
             data_s=waited,
             forward_s=forward_s,
@@ -160,12 +166,10 @@ class TransformerTrainee:
                 # A rank that has none left runs the first again, unweighted: forwards are collectives.
                 sums = self._forward(self._reading.ask(self._source.validation, index or 0))
                 weight = 0.0 if index is None else 1.0
-                tally.add(lm=weight * sums.lm_sum, diffusion=weight * sums.diffusion_sum)
+                tally.add(**{name: weight * value for name, value in loss_tally(sums).items()})
                 tally.add(text_tokens=weight * sums.lm_count, images=weight * sums.image_count)
-                if sums.bound_sum is not None:
-                    tally.add(bound=weight * sums.bound_sum)
         everyone = tally.over_ranks()
-        return self._losses(everyone, everyone)
+        return losses(everyone, everyone, self.config.objective)
 
     def preview(self, averaged: AveragedWeights) -> Preview | None:
         """Held-out captions, drawn, and their images, described; a failure here is told and ends no run."""
@@ -217,15 +221,21 @@ class TransformerTrainee:
                 with_z=z_loss_weight > 0,
             )
         output = self.model(there, noised.latents, text_losses=chunked)
-        sums = loss_sums(output, there, noised, z_loss_weight=z_loss_weight)
+        sums = loss_sums(
+            output, there, noised, z_loss_weight=z_loss_weight, first_code=self._first_code
+        )
         if tally is not None:
             num_timesteps = self.config.objective.num_timesteps
-            tally.add(lm=sums.lm_sum, diffusion=sums.diffusion_sum)
-            if sums.bound_sum is not None:
-                tally.add(bound=sums.bound_sum)
+            tally.add(**loss_tally(sums))
             tally.add(**level_sums(sums, there, num_timesteps=num_timesteps))
-            tally.add(**self._sizes.sums(there))
+            tally.add(**self._sizes.sums(there, first_code=self._first_code))
         return sums
+
+    def _images_as_tokens(self, batch: PackedBatch) -> float:
+        """Images whose last code is a row of the batch: each ends in an EOI that is predicted."""
+        if self._first_code is None:
+            return 0.0
+        return float((batch.text_weight * (batch.text_targets == self._special.eoi)).sum())
 
     def _flops(self, batch: PackedBatch) -> float:
         """There and back, at the pairs of positions that are seen."""
@@ -237,14 +247,3 @@ class TransformerTrainee:
             latent_shape=(channels, height, width),
             variance=self.config.objective.variance,
         )
-
-    def _losses(self, sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str, float]:
-        lm = sums["lm"] / max(counts["text_tokens"], 1.0)
-        diffusion = sums["diffusion"] / max(counts["images"], 1.0)
-        objective = self.config.objective
-        losses = {"lm_loss": lm, "diffusion_loss": diffusion}
-        if "bound" in sums:
-            losses["variance_bound"] = sums["bound"] / max(counts["images"], 1.0)
-            diffusion += objective.bound_weight * losses["variance_bound"]
-        total = objective.lm_weight * lm + objective.diffusion_weight * diffusion
-        return {"loss": total, **losses}
