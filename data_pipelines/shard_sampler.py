@@ -13,10 +13,10 @@ from data_pipelines.sampling import SamplesConfig
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.canonical import canonical_json
 from transfusion.package.load import load_package
+from transfusion.resources import PoolResources
 from transfusion.sample.memory import keep_freed_memory
 from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sample, Sampler
-from transfusion.stage import PoolResources
 
 T = TypeVar("T")
 

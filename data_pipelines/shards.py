@@ -20,7 +20,8 @@ from transfusion.artifacts.canonical import fingerprint
 from transfusion.artifacts.manifest import FileEntry, Outcomes
 from transfusion.artifacts.pool import PAGE_RECORDS, ShardPool, ShardRecord, shard_key
 from transfusion.errors import ArtifactError, StoreRefusedError, StoreUnavailableError
-from transfusion.stage import Made, PoolResources, StageContext
+from transfusion.resources import PoolResources
+from transfusion.stage import Made, StageContext
 
 MAX_ATTEMPTS = 3
 """Tries of one shard in one run, crashes of its process included."""

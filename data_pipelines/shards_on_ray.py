@@ -17,7 +17,7 @@ from data_pipelines.shards import (
 )
 from data_pipelines.sources.source import ShardDescriptor
 from transfusion.artifacts.pool import ShardRecord
-from transfusion.stage import PoolResources
+from transfusion.resources import PoolResources
 
 MAX_BLOCKS = 10_000
 """A block of the job costs its driver 4 ms of CPU and 11 KB (measured, 2,000 against 500 of them). Up to this

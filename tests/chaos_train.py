@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from tests.train.worlds import config, train
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.storage.local import LocalStore
 from transfusion.train import checkpoint, step
 from transfusion.train.checkpoint import Checkpoints

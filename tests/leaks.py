@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from tests.train.worlds import MadeUpSource, config, make_trainee
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.storage.store import open_store
 from transfusion.train.finish import run_to_end
 

@@ -34,6 +34,7 @@ from transfusion.model.transformer import TransfusionModel
 from transfusion.package.config import SamplingDefaults
 from transfusion.package.load import load_package
 from transfusion.package.write import write_package
+from transfusion.resources import ServeResources
 from transfusion.runner.cluster import start_ray, stop_ray
 from transfusion.sample.engine import Engine
 from transfusion.sample.events import Ended, Event
@@ -42,7 +43,6 @@ from transfusion.sample.params import params_with
 from transfusion.sample.sampler import Sampler
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.serve.config import EndpointConfig
-from transfusion.stage import ServeResources
 
 BATCH, QUEUED = 8, 16
 STEPS, SIDE = 20, 8

@@ -147,10 +147,10 @@ def overrides(job: Path, places: Places, store: Path) -> list[str]:
 
 def main(given: Sequence[str] | None = None) -> int:
     """Runs it through to the report."""
+    from transfusion.resources import Resources
     from transfusion.runner.cluster import start_ray, stop_ray
     from transfusion.runner.run import run_job
     from transfusion.spec.job import read_job
-    from transfusion.stage import Resources
 
     parser = argparse.ArgumentParser(prog="python -m tests.paper")
     parser.add_argument("job", type=Path)

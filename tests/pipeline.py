@@ -14,8 +14,9 @@ from transfusion.artifacts.shards import row_entries
 from transfusion.artifacts.tables import load_table
 from transfusion.artifacts.tokens import TokenRow, token_rows
 from transfusion.config import validate
+from transfusion.resources import PoolResources, Resources
 from transfusion.spec.stages import load_function
-from transfusion.stage import Made, PoolResources, Progress, Resources, StageContext
+from transfusion.stage import Made, Progress, StageContext
 from transfusion.storage.store import Store, open_store
 
 CODES = 32

@@ -14,10 +14,10 @@ from transfusion.artifacts.tables import load_table
 from transfusion.artifacts.tokens import token_rows
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network, save_network
+from transfusion.resources import Resources
 from transfusion.runner.run import run_job
 from transfusion.sequence.special import SpecialIds
 from transfusion.spec.job import check_job
-from transfusion.stage import Resources
 from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -18,11 +18,11 @@ from PIL import Image
 from tests import chaos
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.shards import read_rejects
+from transfusion.resources import Resources
 from transfusion.runner.run import StageResult, run_job
 from transfusion.runner.show import job_status, model_folder
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
-from transfusion.stage import Resources
 from transfusion.storage.store import open_store
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

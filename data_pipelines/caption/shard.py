@@ -20,10 +20,10 @@ from transfusion.artifacts.captions import CaptionRow, captions_table
 from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
 from transfusion.artifacts.shards import REJECTS, ROWS, Reject, count_reasons, rejects_table
+from transfusion.resources import PoolResources
 from transfusion.sample.params import SamplingParams
 from transfusion.sample.rows import Request
 from transfusion.sample.sampler import Sample
-from transfusion.stage import PoolResources
 from transfusion.storage.store import Store
 
 

@@ -16,7 +16,7 @@ from data_pipelines.sources.source import ShardDescriptor, open_listing
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.shards import Reject
 from transfusion.errors import ArtifactError
-from transfusion.stage import PoolResources
+from transfusion.resources import PoolResources
 
 BATCHES_AHEAD = 2
 SHARDS_AT_ONCE = 2

@@ -26,7 +26,7 @@ from transfusion.artifacts.latents import LATENTS_INDEX, LATENTS_RAW, LatentRow,
 from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool
 from transfusion.artifacts.shards import INDEX, REJECTS, ROWS, Reject, count_reasons, rejects_table
-from transfusion.stage import PoolResources
+from transfusion.resources import PoolResources
 from transfusion.storage.store import Store
 
 BATCHES_BEHIND = 2

@@ -21,10 +21,10 @@ from transfusion.artifacts.manifest import Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
 from transfusion.artifacts.shards import REJECTS, ROWS, Reject, count_reasons, rejects_table
 from transfusion.package.format import PackageConfig
+from transfusion.resources import PoolResources
 from transfusion.sample.params import SamplingParams, params_with
 from transfusion.sample.pictures import png_bytes
 from transfusion.sample.rows import Request, check_request
-from transfusion.stage import PoolResources
 from transfusion.storage.store import Store
 
 

@@ -28,8 +28,8 @@ from transfusion.artifacts.pool import ShardPool, ShardRecord
 from transfusion.artifacts.shards import INDEX, REJECTS, ROWS, Reject, count_reasons, rejects_table
 from transfusion.artifacts.tokens import TOKENS_RAW, TokenRow, index_table, tokens_table
 from transfusion.autoencoder.autoencoder import Autoencoder
+from transfusion.resources import PoolResources
 from transfusion.sequence.special import SpecialIds
-from transfusion.stage import PoolResources
 from transfusion.storage.store import Store
 from transfusion.tokenizer.tokenizer import Tokenizer
 

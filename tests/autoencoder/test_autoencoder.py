@@ -25,7 +25,8 @@ from transfusion.autoencoder.run import run
 from transfusion.autoencoder.statistics import LatentStatistics, measure
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
-from transfusion.stage import Progress, Resources, StageContext
+from transfusion.resources import Resources
+from transfusion.stage import Progress, StageContext
 from transfusion.storage.store import open_store
 
 

@@ -21,7 +21,8 @@ from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import Posterior, build_network, save_network
 from transfusion.autoencoder.statistics import LatentStatistics
-from transfusion.stage import Made, PoolResources
+from transfusion.resources import PoolResources
+from transfusion.stage import Made
 from transfusion.storage.store import open_store
 
 MICRO_BATCH = 32

@@ -32,7 +32,7 @@ from data_pipelines.shards import Attempt, ShardTask, WorkerFactory, on_ray
 from tests.benchmarks.encode import _autoencoder
 from tests.pipeline import make
 from transfusion.autoencoder.network import Posterior
-from transfusion.stage import PoolResources
+from transfusion.resources import PoolResources
 
 IMAGES_PER_TAR = 1000
 SIDE_PX = 16

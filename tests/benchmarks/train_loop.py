@@ -11,8 +11,8 @@ from tests.benchmarks.corpus import make_plan
 from tests.benchmarks.measure import Options, Result
 from tests.pipeline import make
 from transfusion.model.presets import PRESETS
+from transfusion.resources import Resources, TrainResources
 from transfusion.runner.cluster import start_ray, stop_ray
-from transfusion.stage import Resources, TrainResources
 from transfusion.train.parallel import cpu_has_bf16
 
 STEPS_A_ROUND = 20

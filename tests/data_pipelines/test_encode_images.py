@@ -24,7 +24,7 @@ from transfusion.artifacts.shards import index_entries, read_rejects, row_entrie
 from transfusion.artifacts.tables import load_table
 from transfusion.autoencoder.autoencoder import Autoencoder
 from transfusion.errors import ArtifactError
-from transfusion.stage import PoolResources, Resources
+from transfusion.resources import PoolResources, Resources
 
 ENCODE = "data_pipelines.encode_images"
 SHAPES = "data_pipelines.sources.shapes"

@@ -17,9 +17,9 @@ from tests.pipeline import make, make_autoencoder
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.shards import row_entries
 from transfusion.errors import ArtifactError
+from transfusion.resources import Resources
 from transfusion.runner.run import run_job
 from transfusion.spec.job import read_job
-from transfusion.stage import Resources
 from transfusion.storage.local import LocalStore
 from transfusion.storage.store import open_store
 

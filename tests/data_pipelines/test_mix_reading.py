@@ -21,7 +21,7 @@ from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.artifacts.tables import load_table
 from transfusion.errors import ArtifactError
-from transfusion.stage import MixResources, Resources
+from transfusion.resources import MixResources, Resources
 
 ON_RAY = Resources(mix=MixResources(reading="ray"))
 

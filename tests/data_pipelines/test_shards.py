@@ -28,7 +28,8 @@ from transfusion.artifacts.manifest import Content, Outcomes
 from transfusion.artifacts.pool import ShardPool, ShardRecord
 from transfusion.artifacts.shards import REJECTS, ROWS, Reject, rejects_table
 from transfusion.errors import ArtifactError, StoreRefusedError, StoreUnavailableError
-from transfusion.stage import PoolResources, Resources, StageContext
+from transfusion.resources import PoolResources, Resources
+from transfusion.stage import StageContext
 from transfusion.storage.store import open_store
 
 USES = "data_pipelines.encode_images"

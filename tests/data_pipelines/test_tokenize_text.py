@@ -162,7 +162,7 @@ def test_ray_makes_the_same_artifact_and_names_a_shard_that_fails(
     import functools
 
     from data_pipelines.shards import on_ray, plan_tasks
-    from transfusion.stage import PoolResources
+    from transfusion.resources import PoolResources
 
     listing = shapes(tmp_path / "a")
     tokenizer = tokenizer_of(tmp_path / "a", listing)

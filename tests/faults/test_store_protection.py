@@ -13,9 +13,9 @@ from tests.s3 import serve_moto
 from tests.s3_proxy import Rule, faulty
 from transfusion.artifacts.tables import load_table, store_table
 from transfusion.errors import ArtifactError, SpecError
+from transfusion.resources import Resources
 from transfusion.runner.run import run_job
 from transfusion.spec.job import read_job
-from transfusion.stage import Resources
 from transfusion.storage.s3 import S3Store
 from transfusion.storage.store import Store, open_store
 

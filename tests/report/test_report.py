@@ -12,7 +12,8 @@ from tests.report.page import Tree
 from transfusion.artifacts.manifest import Content, manifest_path
 from transfusion.report.config import ReportConfig
 from transfusion.report.run import run as write_report
-from transfusion.stage import Made, Progress, Resources, StageContext
+from transfusion.resources import Resources
+from transfusion.stage import Made, Progress, StageContext
 from transfusion.storage.store import open_store
 
 

@@ -8,9 +8,9 @@ import pytest
 from tests.paper import make_places, overrides
 from tests.tiny import write_llama
 from transfusion.model.config import ModelConfig
+from transfusion.resources import Resources
 from transfusion.runner.run import run_job
 from transfusion.spec.job import read_job
-from transfusion.stage import Resources
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfusion.errors import SpecError
+from transfusion.resources import Resources
 from transfusion.runner.profile import Profile, read_profile
 from transfusion.runner.render import render
 from transfusion.runner.shipping import slug
 from transfusion.spec.job import Job, check_job, read_job
 from transfusion.spec.plan import plan_job
-from transfusion.stage import Resources
 from transfusion.storage.store import open_store
 
 REPOSITORY = Path(__file__).parents[2]

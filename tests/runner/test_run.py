@@ -9,12 +9,12 @@ import pytest
 
 from transfusion.artifacts.manifest import Content, FileEntry, Manifest, manifest_path
 from transfusion.errors import ArtifactError, SpecError
+from transfusion.resources import Resources
 from transfusion.runner.gc import collect_garbage
 from transfusion.runner.profile import read_profile
 from transfusion.runner.run import run_job, summary
 from transfusion.runner.show import artifact_status, job_status, status_text
 from transfusion.spec.job import read_job
-from transfusion.stage import Resources
 from transfusion.storage.store import Store, open_store
 
 LOG = logging.getLogger("tests")

@@ -9,8 +9,8 @@ import pytest
 import transfusion.runner.serve as serving
 import transfusion.serve.app as app
 from tests.tiny import tiny_package
+from transfusion.resources import Resources
 from transfusion.runner.serve import serve_model
-from transfusion.stage import Resources
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -13,11 +13,11 @@ from transfusion.artifacts.manifest import Content, Manifest, manifest_path
 from transfusion.cli import app
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.report.sweep import as_markdown, compare_arms
+from transfusion.resources import Resources
 from transfusion.runner import sweep as sweeps
 from transfusion.spec.job import Job
 from transfusion.spec.plan import plan_job
 from transfusion.spec.sweep import read_sweep
-from transfusion.stage import Resources
 from transfusion.storage.store import open_store
 
 LOG = logging.getLogger("tests")

@@ -11,11 +11,11 @@ import yaml
 
 from transfusion.config import Config
 from transfusion.errors import SpecError
+from transfusion.resources import Resources
 from transfusion.spec.job import check_job, read_job
 from transfusion.spec.plan import plan_job
 from transfusion.spec.stages import find_stage, known_stages
 from transfusion.spec.sweep import SUFFIX, read_sweep
-from transfusion.stage import Resources
 from transfusion.storage.store import open_store
 
 JOB = """

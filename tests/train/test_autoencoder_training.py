@@ -15,7 +15,7 @@ from transfusion.autoencoder.network import build_network
 from transfusion.autoencoder.quantizer import codebook
 from transfusion.config import validate
 from transfusion.errors import ArtifactError
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.autoencoder.codes import restart_dead_codes
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig
 from transfusion.train.autoencoder.forward import QuantizedReconstruction

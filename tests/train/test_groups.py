@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tests.train.outcomes import rows
 from tests.train.worlds import MadeUpSource, config, in_world, make_trainee, train
 from transfusion.errors import ArtifactError
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.stop import StoppedError
 
 NUM_SHARDED = config().model.depth + 1

@@ -10,7 +10,7 @@ from tests.tiny import LATENT, model_config
 from tests.train.worlds import SPECIAL, MadeUpSource, config, in_world, make_trainee
 from transfusion.model.transformer import TransfusionModel
 from transfusion.objective import ChunkedTextLosses, combine, loss_sums
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.blocks import checkpoint_blocks, compile_blocks
 
 

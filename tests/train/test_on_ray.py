@@ -17,7 +17,7 @@ from ray.util.placement_group import (
 from tests.train.outcomes import assert_same_weights, rows
 from tests.train.worlds import config, in_world, stage_context, train_and_keep
 from transfusion.errors import ArtifactError
-from transfusion.stage import Resources, TrainResources
+from transfusion.resources import Resources, TrainResources
 from transfusion.train.worker import train_on_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

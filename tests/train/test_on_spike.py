@@ -17,7 +17,7 @@ from tests.train.outcomes import (
     steps_saved,
 )
 from tests.train.worlds import MadeUpSource, config, in_world, train
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.faults import SpikeError
 from transfusion.train.parallel import local
 from transfusion.train.saver import Saver

@@ -25,7 +25,7 @@ from transfusion.errors import ArtifactError
 from transfusion.evaluate.held_out import held_out_images
 from transfusion.ingest.reader import MixtureReader
 from transfusion.model.config import ModelConfig
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.config import TrainConfig
 from transfusion.train.preview import held_out_pairs, token_accuracy
 from transfusion.train.run import build, check_plan

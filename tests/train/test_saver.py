@@ -18,7 +18,7 @@ from tests.train.outcomes import (
     steps_saved,
 )
 from tests.train.worlds import MadeUpSource, config, make_trainee, train
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.storage.local import LocalStore
 from transfusion.train.checkpoint import Checkpoints
 from transfusion.train.parallel import local

@@ -27,8 +27,8 @@ def test_a_plan_for_another_model_is_refused_with_every_reason():
     with pytest.raises(ArtifactError) as told:
         check_plan(config(steps=7), plan(layout={"patch_size": 4}))
     first, second = str(told.value).splitlines()
-    assert "steps is 7 but the mixture plans 6" in first
-    assert "model.patch_size is 2 but the mixture was packed for 4" in second
+    assert "steps: is 7 but the mixture plans 6" in first
+    assert "model.patch_size: is 2 but the mixture was packed for 4" in second
 
 
 def test_one_batch_again_and_again_needs_no_longer_plan():

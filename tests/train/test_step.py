@@ -25,7 +25,7 @@ from tests.train.worlds import (
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.diffusion.schedules import alphas_cumprod
 from transfusion.model.transformer import TransfusionModel
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.measures import GROUPS, group_of
 from transfusion.train.parallel import AveragedWeights, lanes_of, local, parameter_groups
 from transfusion.train.peaks import peak_tflops
@@ -287,6 +287,15 @@ def test_the_mean_of_checkpoints_is_that_of_the_last_ones(steps, every, count, e
             assert average == weight
     mean = sum(weights[done - 1] for done in expected) / len(expected)
     assert average == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(("warmup", "told"), [(12, "ends at 50% of lr"), (6, "")])
+def test_a_run_that_is_all_warm_up_says_so(world, unchecked_shapes, tmp_path, caplog, warmup, told):
+    with caplog.at_level("WARNING", "transfusion"):
+        outcome = train(tmp_path, settings=config(warmup_steps=warmup, lr=1e-3))
+    assert told in caplog.text
+    assert bool(told) == bool(caplog.messages)
+    assert rows(tmp_path, outcome)[-1]["lr"] == pytest.approx(1e-3 * 6 / warmup)
 
 
 def test_a_run_averages_its_checkpoints_and_resumes_doing_so(world, tmp_path, monkeypatch):

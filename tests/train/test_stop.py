@@ -13,7 +13,7 @@ from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedExc
 
 from tests.train.outcomes import assert_same_weights, rows, steps_saved
 from tests.train.worlds import MadeUpSource, config, in_world, train, train_and_keep
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train import stop
 from transfusion.train.stop import StoppedError
 from transfusion.train.watchdog import EXIT_CODE

@@ -7,8 +7,8 @@ import ray
 from ray.train import PreemptionInfo
 
 from transfusion.errors import SpecError
+from transfusion.resources import TrainResources
 from transfusion.runner.profile import Profile, misfits, read_profile
-from transfusion.stage import TrainResources
 from transfusion.train.worker import preemption, room, scaling
 
 

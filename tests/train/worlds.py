@@ -16,11 +16,12 @@ import torch
 import torch.distributed as dist
 
 from tests.tiny import LATENT, NUM_PIECES, model_config
+from transfusion.resources import Resources, TrainResources
 from transfusion.sequence.batch import PackedBatch, assemble
 from transfusion.sequence.document import Document, ImageInput, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout
 from transfusion.sequence.special import SpecialIds
-from transfusion.stage import Progress, Resources, StageContext, TrainResources
+from transfusion.stage import Progress, StageContext
 from transfusion.storage.store import open_store
 from transfusion.train.config import TrainConfig
 from transfusion.train.finish import run_to_end

@@ -13,6 +13,7 @@ STAGE = Stage(
     },
     output="model",
     body="transfusion.package.run:run",
+    fits="transfusion.package.config:faults",
     version=1,
     needs_ray=False,
     summary="Weights, tokenizer, autoencoder and lineage in one directory",

@@ -1,11 +1,13 @@
 """Configuration of the package stage, and how a packaged model is sampled unless a caller says otherwise."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from transfusion.config import Config
-from transfusion.diffusion.config import SOLVER_STEPS, SolverName
+from transfusion.diffusion.config import SOLVER_STEPS, SolverName, check_solver
+from transfusion.stage import Upstream
 
 
 class ImageSampling(Config):
@@ -58,3 +60,23 @@ class PackageStageConfig(Config):
 
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the stored weights."""
+
+
+def faults(config: PackageStageConfig, inputs: Mapping[str, Upstream]) -> list[str]:
+    """Whether the default solver is made for the schedule that the run of the job is trained on."""
+    return [f".sampling{fault}" for fault in solver_faults(config.sampling, inputs["run"])]
+
+
+def model_faults(config: ImageSampling, inputs: Mapping[str, Upstream]) -> list[str]:
+    """The same of a stage that draws with a model of the job."""
+    run = inputs["model"].inputs.get("run")
+    return [] if run is None else solver_faults(config, run)
+
+
+def solver_faults(sampling: ImageSampling, run: Upstream) -> list[str]:
+    """Whether a solver is made for the schedule of a run, as `.field: rule`."""
+    try:
+        check_solver(sampling.solver, schedule=run.config.resolved()["objective"]["schedule"])
+    except ValueError as error:
+        return [f".solver: {error}"]
+    return []

@@ -8,7 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
-from transfusion.stage import ServeProxy
+from transfusion.resources import ServeProxy
 
 QUIET = {
     # Errors of Ray's own processes come back as exceptions; its notices would bury what a job has to say.

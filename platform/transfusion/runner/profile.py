@@ -13,7 +13,7 @@ from pydantic import Field
 
 from transfusion.config import Config, read_yaml, validate
 from transfusion.errors import SpecError
-from transfusion.stage import Resources
+from transfusion.resources import Resources
 
 Target = Literal["rayjob", "rayservice", "ray-up"]
 

@@ -14,13 +14,13 @@ import yaml
 from transfusion.artifacts.manifest import artifact_path
 from transfusion.config import suggestion
 from transfusion.errors import SpecError
+from transfusion.resources import Resources
 from transfusion.runner.profile import Profile, Target, as_profile, misfits
 from transfusion.runner.render_kubernetes import ray_job, ray_service
 from transfusion.runner.render_ray_up import ray_up
 from transfusion.runner.shipping import ShippedJob, ship
 from transfusion.spec.job import Job
 from transfusion.spec.plan import plan_job
-from transfusion.stage import Resources
 from transfusion.storage.store import open_store
 
 

@@ -20,12 +20,13 @@ from transfusion.artifacts.artifact import Artifact, find_artifact
 from transfusion.artifacts.canonical import canonical_json
 from transfusion.artifacts.manifest import Content, InputRef, Manifest, manifest_path
 from transfusion.errors import ArtifactError
+from transfusion.resources import Resources
 from transfusion.runner.cluster import start_ray
 from transfusion.runner.progress import make_progress
 from transfusion.spec.job import Job
 from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.spec.stages import load_function
-from transfusion.stage import Made, Resources, StageContext, duration
+from transfusion.stage import Made, StageContext, duration
 from transfusion.storage.store import Store, open_store
 
 

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from transfusion.resources import Resources
 from transfusion.runner.cluster import start_ray, stop_ray
 from transfusion.runner.show import model_folder
 from transfusion.serve.config import EndpointConfig
 from transfusion.spec.job import read_job
-from transfusion.stage import Resources
 
 
 def serve_model(

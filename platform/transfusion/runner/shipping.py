@@ -12,9 +12,9 @@ import yaml
 from transfusion.artifacts.canonical import fingerprint
 from transfusion.config import is_location
 from transfusion.errors import SpecError
+from transfusion.resources import Resources
 from transfusion.spec.job import Job
 from transfusion.spec.stages import PACKAGES
-from transfusion.stage import Resources
 
 EXCLUDES = ["**/__pycache__", "*.pyc"]
 """Left out of what is shipped: they differ from run to run, and so would the package's hash."""

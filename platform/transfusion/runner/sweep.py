@@ -9,12 +9,13 @@ from pathlib import Path
 from transfusion.artifacts.artifact import find_artifact
 from transfusion.errors import ArtifactError, SpecError, TransfusionError
 from transfusion.report.sweep import Cell, as_markdown, as_text, compare_arms, table
+from transfusion.resources import Resources
 from transfusion.runner.estimate import Estimate, estimate
 from transfusion.runner.profile import Profile
 from transfusion.runner.run import run_job
 from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.spec.sweep import Sweep, SweepRun
-from transfusion.stage import Resources, duration
+from transfusion.stage import duration
 from transfusion.storage.store import open_store
 
 

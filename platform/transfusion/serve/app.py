@@ -8,12 +8,12 @@ from ray import serve
 from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
 from transfusion.config import Config
+from transfusion.resources import ServeResources
 from transfusion.serve.config import EndpointConfig
 from transfusion.serve.guards import key_digests
 from transfusion.serve.metrics import Metrics
 from transfusion.serve.ray_metrics import RayInstruments
 from transfusion.serve.replica import Replica, ReplicaConfig
-from transfusion.stage import ServeResources
 
 logger = logging.getLogger("transfusion.serve")
 

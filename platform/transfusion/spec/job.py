@@ -12,7 +12,7 @@ from transfusion.config import Config, read_yaml, suggestion, validate
 from transfusion.errors import SpecError
 from transfusion.serve.config import EndpointConfig
 from transfusion.spec.stages import find_stage, load_function
-from transfusion.stage import ANY_ROLE, Stage
+from transfusion.stage import ANY_ROLE, Stage, Upstream
 
 
 class StageSpec(Config):
@@ -86,6 +86,7 @@ def check_job(resolved: dict[str, Any], *, name: str, where: str) -> Job:
     known = [str(stage_name) for stage_name in written] if isinstance(written, dict) else []
     for stage in stages.values():
         faults += _check_inputs(stage, stages, known, where)
+    faults += _check_fits(stages, where)
     if faults:
         raise SpecError(faults)
     job_file, rest = validate(JobFile, resolved, where=where)
@@ -152,6 +153,31 @@ def _check_inputs(
             faults.append(
                 f"{place}.{role}: must be {' or '.join(wanted.kinds)}, but {source!r} makes {makes}"
             )
+    return faults
+
+
+def _check_fits(stages: dict[str, JobStage], where: str) -> list[str]:
+    """Faults between a stage and those before it, where all of these are without faults of their own."""
+    seen: dict[str, Upstream | None] = {}
+
+    def upstream(name: str) -> Upstream | None:
+        stage = stages.get(name)
+        if stage is None or name in seen:
+            return seen.get(name)
+        seen[name] = None  # What waits for itself is told of elsewhere.
+        inputs = {role: upstream(source) for role, source in stage.inputs.items()}
+        whole = {role: found for role, found in inputs.items() if found is not None}
+        if len(whole) == len(inputs):
+            seen[name] = Upstream(uses=stage.uses, config=stage.config, inputs=whole)
+        return seen[name]
+
+    faults = []
+    for stage in stages.values():
+        found = upstream(stage.name)
+        if found is not None and stage.declaration.fits is not None:
+            check = load_function(stage.declaration.fits)
+            place = f"{where}: stages.{stage.name}.config"
+            faults += [f"{place}{fault}" for fault in check(found.config, found.inputs)]
     return faults
 
 

@@ -14,5 +14,6 @@ STAGE = Stage(
     version=3,
     raw="transfusion.train.init_from:list_files",
     check="transfusion.train.init_from:faults",
+    fits="transfusion.train.fits:faults",
     summary="Weights, raw and averaged, and the metrics of every step.",
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.publish import publish_folder
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.storage.store import Store, sha256_file
 from transfusion.train.agreement import first_alone
 from transfusion.train.faults import fault_name, rewind_name

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.storage.store import Store
 from transfusion.train import faults
 from transfusion.train.agreement import new_attempt
@@ -141,6 +141,14 @@ class _Run:
         save: Callable[[], bool],
     ) -> Finished:
         """Every step that is left; see `fit`."""
+        config = self._config
+        if self._first and config.warmup_steps > config.steps:
+            log.warning(
+                "the learning rate ends at %.0f%% of lr: warmup_steps is %d of %d steps; 5 to 8%% is usual",
+                100 * config.steps / config.warmup_steps,
+                config.warmup_steps,
+                config.steps,
+            )
         start, saver = self._resume()
         self._tell(start, {})
         self._clock.start()

@@ -23,10 +23,11 @@ class LoopConfig(Config):
     """Peak learning rate; about 1e-3 suits a model of 2 M parameters."""
 
     min_lr: float = Field(1.5e-5, ge=0)
-    """Learning rate of the last step."""
+    """Learning rate of the last step; `lr` where that is lower."""
 
     warmup_steps: int = Field(0, ge=0)
-    """Steps of the linear rise: 5 to 8% of a short run, 4,000 of a run of 250,000."""
+    """Steps of the linear rise: 5 to 8% of a short run, 4,000 of a run of 250,000. A run that is shorter never
+    comes to `lr`, and says so."""
 
     beta1: float = Field(0.9, ge=0, lt=1)
     """AdamW's decay of the first moment."""

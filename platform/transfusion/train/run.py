@@ -11,9 +11,11 @@ from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import Mixture, read_mixture
 from transfusion.errors import ArtifactError
 from transfusion.ingest.reader import MixtureReader
-from transfusion.stage import Made, StageContext, TrainResources
+from transfusion.resources import TrainResources
+from transfusion.stage import Made, StageContext
 from transfusion.tokenizer.tokenizer import MODEL
 from transfusion.train.config import TrainConfig
+from transfusion.train.fits import plan_faults
 from transfusion.train.init_from import ROLE, list_files
 from transfusion.train.pretrained import Start
 from transfusion.train.preview import Painter
@@ -43,32 +45,9 @@ def check_plan(config: TrainConfig, plan: Mixture) -> None:
     Raises:
         ArtifactError: Every reason why not.
     """
-    faults = []
-    if config.steps > plan.steps and not config.repeat_first_step:
-        faults.append(
-            f"steps is {config.steps} but the mixture plans {plan.steps}: raise the mixture's steps (what "
-            "is planned already stays as it is), or lower these"
-        )
-    patch_size = plan.layout["patch_size"]
-    if config.model.patch_size != patch_size:
-        faults.append(
-            f"model.patch_size is {config.model.patch_size} but the mixture was packed for {patch_size}: "
-            "they must be equal"
-        )
-    time_token = bool(plan.layout.get("time_token"))
-    if config.model.time_token != time_token:
-        faults.append(
-            f"model.time_embedding is {config.model.time_embedding!r} but the mixture was packed with time_token "
-            f"{str(time_token).lower()}: 'token' needs layout.time_token: true, and nothing else does"
-        )
-    drawn = plan.num_codes or any(source.latents is not None for source in plan.sources.values())
-    if config.preview_every_steps and not drawn:
-        faults.append(
-            f"preview_every_steps is {config.preview_every_steps} but no source of the mixture has images to "
-            "draw: set it to 0"
-        )
+    faults = plan_faults(config, plan)
     if faults:
-        raise ArtifactError("\n".join(f"train: {fault}" for fault in faults))
+        raise ArtifactError("\n".join(f"train: config{fault}" for fault in faults))
 
 
 def build(

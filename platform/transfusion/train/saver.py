@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.checkpoint import Checkpoints
 from transfusion.train.record import StoredFile
 from transfusion.train.spikes import SpikeMemory

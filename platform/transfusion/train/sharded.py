@@ -10,8 +10,8 @@ from torch import Tensor
 
 from transfusion.model.transformer import TransfusionModel
 from transfusion.model.weights_file import LazyTensors, file_order, write_tensors
+from transfusion.resources import TrainResources
 from transfusion.sequence.special import SpecialIds
-from transfusion.stage import TrainResources
 from transfusion.train import width
 from transfusion.train.blocks import checkpoint_blocks, compile_blocks
 from transfusion.train.config import TrainConfig

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transfusion.diffusion.noising import Noising
 from transfusion.model.flops import Work, training_flops
 from transfusion.objective import ChunkedTextLosses, LossSums, combine, loss_sums
+from transfusion.resources import TrainResources
 from transfusion.sequence.batch import PackedBatch
 from transfusion.sequence.special import SpecialIds
-from transfusion.stage import TrainResources
 from transfusion.train.config import TrainConfig
 from transfusion.train.measures import (
     GradientGroups,

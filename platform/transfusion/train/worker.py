@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.errors import ArtifactError, TransfusionError
-from transfusion.stage import Made, StageContext, TrainResources
+from transfusion.resources import TrainResources
+from transfusion.stage import Made, StageContext
 from transfusion.train.lease import lease
 from transfusion.train.status import Teller, follow
 

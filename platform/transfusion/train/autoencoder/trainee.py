@@ -29,7 +29,7 @@ from transfusion.autoencoder.network import (
 )
 from transfusion.autoencoder.run import metadata_of
 from transfusion.errors import ArtifactError
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.autoencoder.codes import (
     all_counts,
     count,
