@@ -11,7 +11,7 @@ from transfusion.autoencoder.config import AutoencoderConfig
 from transfusion.autoencoder.network import build_network, load_network, save_network
 from transfusion.autoencoder.parameters import num_parameters
 from transfusion.autoencoder.presets import PRESETS
-from transfusion.autoencoder.quantizer import nearest_codes, perplexity, vectors_of
+from transfusion.autoencoder.quantizer import by_channel, nearest_codes, perplexity, vectors_of
 from transfusion.errors import ArtifactError
 
 
@@ -137,3 +137,10 @@ def test_parameters_by_formula_are_those_of_the_network(options):
     with torch.device("meta"):
         network = build_network(config, sample_size_px=16)
     assert num_parameters(config) == sum(p.numel() for p in network.parameters())
+
+
+def test_distances_by_channel_are_the_squares_of_those_at_once():
+    draw = torch.Generator().manual_seed(3)
+    part, table = torch.randn(50, 8, generator=draw), torch.randn(70, 8, generator=draw)
+    by_hand = (part.double()[:, None] - table.double()[None]).square().sum(dim=2)
+    torch.testing.assert_close(by_channel(part, table), by_hand.float())

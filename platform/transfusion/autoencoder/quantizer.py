@@ -36,12 +36,25 @@ def nearest_codes(
     """
     flat = rearrange(latents.detach().float(), "b c i j -> (b i j) c")
     table = codes.detach().float()
+    distances = by_channel if table.is_cuda else _cdist
     found = [
-        torch.cdist(part, table, compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+        distances(part, table).argmin(dim=1)
         for part in flat.split(max(1, MAX_DISTANCES // len(table)))
     ]
     b, _, i, j = latents.shape
     return torch.cat(found).view(b, i, j)
+
+
+def _cdist(part: Float[Tensor, "n c"], table: Float[Tensor, "k c"]) -> Float[Tensor, "n k"]:
+    return torch.cdist(part, table, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def by_channel(part: Float[Tensor, "n c"], table: Float[Tensor, "k c"]) -> Float[Tensor, "n k"]:
+    """Squares of `_cdist`'s, for CUDA, where that starts a block of threads to add up the few channels of each."""
+    found = part.new_zeros(len(part), len(table))
+    for channel in range(part.shape[1]):
+        found += (part[:, channel, None] - table[None, :, channel]).square_()
+    return found
 
 
 def vectors_of(
