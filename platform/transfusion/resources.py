@@ -34,6 +34,10 @@ class TrainResources(Config):
     is no multiple of it."""
     peak_tflops: float | None = Field(None, gt=0)
     """Of a worker's device in dense bf16 products, for the model FLOPs' utilisation; known of common GPUs."""
+    data_cache_gib: float = Field(1, gt=0)
+    """What a worker keeps of the shards in memory, and half as much again for batches that wait. Each of its lanes
+    comes back to its shuffle window, 0.25 GiB of 8 x 32 x 32 latents by default: with less than these take they
+    are read over and over, which the log then says."""
     checkpoint_async: bool = False
     """Checkpoints are written from a copy in host memory while training goes on: takes as much memory as they
     do, and a worker's death costs one more."""

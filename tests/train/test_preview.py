@@ -156,3 +156,13 @@ def test_described_images_need_previews_and_are_off_unless_asked_for():
     with pytest.raises(ValueError, match="set preview_every_steps"):
         settings(preview_every_steps=0, preview_captions=1)
     assert "preview_captions" not in settings().identity()
+
+
+def test_a_profile_says_how_much_of_the_shards_a_worker_keeps(latents):
+    trainee = build(
+        settings().resolved(),
+        {"mixture": latents},
+        torch.device("cpu"),
+        TrainResources(data_cache_gib=0.5),
+    )
+    assert trainee._source.cache.max_bytes == 2**29

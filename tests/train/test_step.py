@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from safetensors.torch import load
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.tiny import LATENT, model_config
@@ -287,6 +288,13 @@ def test_the_mean_of_checkpoints_is_that_of_the_last_ones(steps, every, count, e
             assert average == weight
     mean = sum(weights[done - 1] for done in expected) / len(expected)
     assert average == pytest.approx(mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(("adapter", "alone"), [("unet", True), ("linear", False)])
+def test_ways_as_large_as_blocks_are_gathered_by_themselves(world, adapter, alone):
+    model = make_trainee(config(model=model_config(adapter)), MadeUpSource()).model
+    assert [isinstance(part, FSDPModule) for part in (model.down, model.up)] == [alone, alone]
+    assert all(isinstance(block, FSDPModule) for block in model.blocks)
 
 
 @pytest.mark.parametrize(("warmup", "told"), [(12, "ends at 50% of lr"), (6, "")])

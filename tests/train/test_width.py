@@ -8,16 +8,18 @@ import json
 
 import pytest
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 from tests.tiny import LATENT, model_config
-from tests.train.worlds import SPECIAL, MadeUpSource, config, make_trainee
+from tests.train.worlds import SPECIAL, MadeUpSource, config, in_world, make_trainee
 from transfusion.diffusion.schedules import add_noise, noise_path
 from transfusion.model.config import ModelConfig, UNetConfig
 from transfusion.model.transformer import TransfusionModel
 from transfusion.train import width
 from transfusion.train.config import TrainConfig
-from transfusion.train.parallel import parameter_groups, reshard
+from transfusion.train.parallel import full, parameter_groups, reshard
 from transfusion.train.state import TrainingState
 
 WIDTHS = (64, 128, 256)
@@ -105,16 +107,39 @@ def test_matrices_that_read_the_stream_are_scaled_and_nothing_else(adapter):
 def test_the_way_out_starts_as_one_over_the_width():
     spreads = {}
     for dim in (64, 256):
-        made = TransfusionModel(
-            ModelConfig(dim=dim, depth=1, num_heads=2), vocab_size=2000, latent_channels=64
-        )
+        config = ModelConfig(dim=dim, depth=1, num_heads=2)
+        scales = width.first_scales(config, base_width=64)
+        made = TransfusionModel(config, vocab_size=2000, latent_channels=64)
         made.init_weights(0)
-        inner = float(made.blocks[0].ffn.out.weight.std())
-        width.narrow_ways_out(made, base_width=64)
-        spreads[dim] = [float(w.std()) for w in (made.head.weight, made.up.project.weight)]
-        assert float(made.blocks[0].ffn.out.weight.std()) == inner
+        assert "blocks.0.ffn.out.weight" not in scales
+        spreads[dim] = [
+            float(dict(made.named_parameters())[name].std()) * scales[name]
+            for name in ("head.weight", "up.project.weight")
+        ]
     for base, wide in zip(spreads[64], spreads[256], strict=True):
         assert wide / base == pytest.approx(0.25, rel=0.03)
+
+
+def first_weights_of_two_ranks(folder):
+    trainee = make_trainee(settings_of(128, "mup"), MadeUpSource())
+    held = {name: full(weight) for name, weight in trainee.model.named_parameters()}
+    if dist.get_rank() == 0:
+        save_file({name: held[name].clone() for name in held}, folder / "held.safetensors")
+
+
+def test_ranks_that_draw_in_turns_hold_what_one_would_draw_scaled_as_the_rule_has_it(tmp_path):
+    in_world(2, first_weights_of_two_ranks, tmp_path)
+    held = load_file(tmp_path / "held.safetensors")
+    settings = settings_of(128, "mup")
+    model = TransfusionModel(
+        settings.model, vocab_size=SPECIAL.vocab_size, latent_channels=LATENT[0]
+    )
+    model.init_weights(settings.seed)
+    scales = width.first_scales(settings.model, base_width=settings.base_width)
+    assert len(scales) > 1
+    assert set(held) == set(dict(model.named_parameters()))
+    for name, weight in model.named_parameters():
+        assert torch.equal(held[name], weight.detach() * scales.get(name, 1.0)), name
 
 
 def test_rates_go_to_the_optimizer_and_the_decay_of_an_update_stays(world, tmp_path):

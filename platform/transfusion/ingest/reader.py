@@ -23,7 +23,7 @@ from transfusion.ingest.cache import Cache
 from transfusion.ingest.images import Drops, Scaling, WantedImage, draw_images
 from transfusion.ingest.pieces import cut
 from transfusion.ingest.plan import Piece, PlanReader
-from transfusion.ingest.shards import SourceReader
+from transfusion.ingest.shards import SourceReader, row_bytes
 from transfusion.sequence.batch import ImageSlots, PackedBatch, assemble_slots
 from transfusion.sequence.document import Document, ImageSpan, TextSpan
 from transfusion.sequence.layout import SequenceLayout
@@ -84,15 +84,26 @@ class MixtureReader:
         self._scaling: list[Scaling] = []
         self._has_conditions: list[bool] = []
         self._drops = Drops(self.mixture.caption_drop, **self.mixture.condition_drop)
-        for name, source in self.mixture.sources.items():
-            latents = mixture.input(source.latents) if source.latents else None
+        opened = [
+            (
+                mixture.input(source.tokens),
+                mixture.input(source.latents) if source.latents else None,
+            )
+            for source in self.mixture.sources.values()
+        ]
+        # Windows lie in shards from all over: those that will not stay would be fetched whole for every window.
+        by_range = not mixture.store.keeps(sum(map(row_bytes, opened)))
+        for (name, source), (tokens, latents) in zip(
+            self.mixture.sources.items(), opened, strict=True
+        ):
             self._sources.append(
                 SourceReader(
                     name,
-                    mixture.input(source.tokens),
+                    tokens,
                     latents,
                     latent_shape=self.latent_shape,
                     cache=self.cache,
+                    by_range=by_range,
                 )
             )
             self._first_shards.append(source.first_shard)
@@ -169,8 +180,8 @@ class MixtureReader:
             self._warned = True
             log.warning(
                 "most of what is read was read shortly before: the shuffle windows of this worker's lanes do "
-                "not fit the %d MiB that are kept; give the run more workers, which have fewer lanes each, or "
-                "the mixture a smaller shuffle_window",
+                "not fit the %d MiB that are kept; raise train.data_cache_gib in the profile, give the run more "
+                "workers, which have fewer lanes each, or the mixture a smaller shuffle_window",
                 self.cache.max_bytes // 2**20,
             )
 

@@ -1,5 +1,6 @@
 """Rows of token and latent shards, read a row group at a time and kept as long as there is room."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from transfusion.errors import ArtifactError
 from transfusion.ingest.cache import Cache
 from transfusion.ingest.images import LatentGroup
 from transfusion.ingest.index import read_shard_index, shard_ids
+from transfusion.storage.ranges import RangeFile
 from transfusion.storage.store import Store
 
 
@@ -64,8 +66,16 @@ class SourceReader:
         *,
         latent_shape: tuple[int, int, int],
         cache: Cache,
+        by_range: bool = False,
     ) -> None:
+        """Opens a source.
+
+        Args:
+            by_range: Row groups are fetched by themselves rather than with their shard, whose sha256 then stays
+                unknown: what was altered shows in the checksums of pages.
+        """
         self._name, self._cache, self._shape = name, cache, latent_shape
+        self._by_range = by_range
         self._store: Store = tokens.store
         ids = shard_ids(tokens, latents)
         self.num_shards = len(ids)
@@ -111,15 +121,42 @@ class SourceReader:
         return found, found.first.nbytes + found.identity.nbytes
 
     def _read(self, entry: FileEntry, group: int, columns: list[str]) -> pa.Table:
-        place = verified(self._store, entry)
         try:
-            with pq.ParquetFile(place, memory_map=True, page_checksum_verification=True) as file:
+            with self._open(entry) as file:
                 return file.read_row_group(group, columns=columns, use_threads=False)
         except (OSError, pa.ArrowInvalid) as error:
             raise ArtifactError(
                 f"{self._store.url(entry.path)}: row group {group} cannot be read: {error}: the file was "
                 "altered or cut short while it was in use; delete it and run its stage again"
             ) from error
+
+    def _open(self, entry: FileEntry) -> pq.ParquetFile:
+        if not self._by_range:
+            place = verified(self._store, entry)
+            return pq.ParquetFile(place, memory_map=True, page_checksum_verification=True)
+        ranges = RangeFile(self._store, entry.path, size_bytes=entry.bytes)
+
+        def load() -> tuple[pq.FileMetaData, int]:
+            found = pq.read_metadata(ranges)
+            return found, found.serialized_size
+
+        # Neighbouring columns come in one request.
+        return pq.ParquetFile(
+            ranges,
+            metadata=self._cache.get((self._name, "footer", entry.path), load),
+            pre_buffer=True,
+            page_checksum_verification=True,
+        )
+
+
+def row_bytes(artifacts: Iterable[Artifact | None]) -> int:
+    """What the shards of some artifacts take, without their indexes."""
+    return sum(
+        entry.bytes
+        for artifact in artifacts
+        if artifact is not None
+        for entry in row_entries(artifact).values()
+    )
 
 
 def _token_group(table: pa.Table) -> TokenGroup:

@@ -99,7 +99,8 @@ class UNetDown(nn.Module):
             for block in level:
                 x = block(x, time)
                 skips.append(x)
-        vectors = self.project(rearrange(self.norm(x), "m c y x -> m (y x) c"))
+        # A copy: sharding hooks its backward onto what leaves, which must be no view.
+        vectors = self.project(rearrange(self.norm(x), "m c y x -> m (y x) c")).clone()
         return EncodedImages(patches=vectors, skips=tuple(skips), grid=(x.shape[2], x.shape[3]))
 
 

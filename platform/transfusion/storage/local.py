@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from transfusion.errors import ArtifactError
-from transfusion.storage.store import Entry, Protection, Store, Unfinished
+from transfusion.storage.store import Entry, Protection, Store, Unfinished, whole_range
 
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{32}")
 
@@ -31,6 +31,15 @@ class LocalStore(Store):
             return self._at(path).read_bytes()
         except FileNotFoundError:
             raise ArtifactError(f"{self.url(path)}: there is no such object") from None
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        try:
+            with self._at(path).open("rb") as file:
+                file.seek(start)
+                data = file.read(end - start)
+        except FileNotFoundError:
+            raise ArtifactError(f"{self.url(path)}: there is no such object") from None
+        return whole_range(data, start, end, where=self.url(path))
 
     def write(self, path: str, data: bytes) -> None:
         self._place(path, lambda temporary: temporary.write_bytes(data), exclusive=False)

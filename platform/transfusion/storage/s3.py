@@ -12,7 +12,14 @@ from typing import Any, TypeVar
 from transfusion.errors import ArtifactError
 from transfusion.storage import copies
 from transfusion.storage.s3_client import PART_BYTES, patiently
-from transfusion.storage.store import Entry, Protection, Store, Unfinished, cache_folder
+from transfusion.storage.store import (
+    Entry,
+    Protection,
+    Store,
+    Unfinished,
+    cache_folder,
+    whole_range,
+)
 
 T = TypeVar("T")
 
@@ -40,6 +47,14 @@ class S3Store(Store):
         return bytes(
             self.request("read", path, lambda fs, key: fs.cat_file(key, max_concurrency=1))
         )
+
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        data = self.request(
+            "read",
+            path,
+            lambda fs, key: fs.cat_file(key, start=start, end=end, max_concurrency=1),
+        )
+        return whole_range(bytes(data), start, end, where=self.url(path))
 
     def write(self, path: str, data: bytes) -> None:
         # One PUT (or a multipart upload completed last): an object is replaced whole or not at all.
@@ -84,6 +99,11 @@ class S3Store(Store):
             finally:
                 temporary.unlink(missing_ok=True)
         return place
+
+    def keeps(self, size_bytes: int) -> bool:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        return size_bytes <= copies.limit_bytes(folder)
 
     def size(self, path: str) -> int | None:
         try:

@@ -50,6 +50,14 @@ class Store(ABC):
         """The whole object. Raises ArtifactError, naming it, when there is none."""
 
     @abstractmethod
+    def read_range(self, path: str, start: int, end: int) -> bytes:
+        """The bytes from `start` up to `end` of an object.
+
+        Raises:
+            ArtifactError: There is no such object, or it ends before.
+        """
+
+    @abstractmethod
     def write(self, path: str, data: bytes) -> None:
         """Replaces an object; a reader sees the old one or the new one, never a part."""
 
@@ -72,6 +80,11 @@ class Store(ABC):
         Args:
             fresh: Fetch it again even if there is a copy: what lies in a cache may have been altered there.
         """
+
+    def keeps(self, size_bytes: int) -> bool:
+        """Whether objects of so many bytes together would all stay where `local` puts them: on disk, always."""
+        del size_bytes
+        return True
 
     @abstractmethod
     def size(self, path: str) -> int | None:
@@ -120,6 +133,20 @@ class Store(ABC):
     def url(self, path: str) -> str:
         """The full address of an object, for people."""
         return f"{self.uri.rstrip('/')}/{path}"
+
+
+def whole_range(data: bytes, start: int, end: int, *, where: str) -> bytes:
+    """What was read of a range, where it is all of it.
+
+    Raises:
+        ArtifactError: The object ends before.
+    """
+    if len(data) != end - start:
+        raise ArtifactError(
+            f"{where}: {len(data)} bytes came of {end - start} from {start} on: it was cut short or replaced; "
+            "delete it and the manifests that list it, then run the job again: it makes what is missing"
+        )
+    return data
 
 
 def open_store(uri: str) -> Store:

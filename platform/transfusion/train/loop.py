@@ -210,7 +210,10 @@ class _Run:
         began = time.perf_counter()
         result = self._trainee.forward_backward(step, stop=stop)
         computed = self._clock.computed()
-        values = {**result.values, "grad_norm": state.clip(), "lr": state.rate(step)}
+        norm = state.clip()
+        values = {**result.values, "lr": state.rate(step)}
+        if "grad_norm" not in values:
+            values["grad_norm"] = float(norm)
         numbers, wrong = split_finite(values)
         if not wrong:
             values |= self._spikes.update(step, values, before_going_back=saver.wait)

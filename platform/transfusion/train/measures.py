@@ -175,9 +175,9 @@ def measured(sums: Mapping[str, float], counts: Mapping[str, float]) -> dict[str
         values[f"images_t{level}"] = images
         if images:
             values[f"diffusion_loss_t{level}"] = sums[f"error_t{level}"] / images
-    for group in GROUPS:
-        if f"grad_{group}" in sums:
-            values[f"grad_norm_{group}"] = math.sqrt(sums[f"grad_{group}"])
+    squares = {group: sums[f"grad_{group}"] for group in GROUPS if f"grad_{group}" in sums}
+    values["grad_norm"] = math.sqrt(sum(squares.values()))
+    values |= {f"grad_norm_{group}": math.sqrt(square) for group, square in squares.items()}
     codes = sums.get("code_tokens", 0.0)
     for kind, count in (
         ("text", counts["text_tokens"] - codes),

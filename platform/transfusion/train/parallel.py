@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from transfusion.errors import ArtifactError
 from transfusion.train.loop_config import Precision
@@ -185,7 +185,7 @@ def gather(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in weights.items():
         gathered = full(tensor)
         if dist.get_rank() == 0:
-            whole[name] = gathered.detach().cpu().clone()
+            whole[name] = gathered.detach().to("cpu", copy=True)
     return whole
 
 
@@ -193,6 +193,28 @@ def fill(model: nn.Module, weights: dict[str, Any]) -> None:
     """Sets a sharded model's weights from whole ones that rank 0 holds; the others hand in nothing."""
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=True)
     set_model_state_dict(model, weights, options=options)
+
+
+@torch.no_grad()
+def fill_in_turns(model: nn.Module, draw: Callable[[str, torch.Size], Tensor]) -> None:
+    """Sets a sharded model's weights to what is drawn by their names; every rank must call it.
+
+    Ranks draw side by side, each a share of the names, and hand them on one after the other: no rank ever holds
+    the model, and a large one is drawn in the time of its share.
+    """
+    weights = dict(model.named_parameters())
+    world_size = dist.get_world_size()
+    names = list(weights)
+    mine = {name: draw(name, weights[name].shape) for name in names[dist.get_rank() :: world_size]}
+    for index, name in enumerate(names):
+        weight = weights[name]
+        assert isinstance(weight, DTensor), name
+        whole = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
+        if name in mine:
+            whole.copy_(mine.pop(name))
+        dist.broadcast(whole, src=index % world_size)
+        part = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
+        weight.to_local().copy_(part.to_local())
 
 
 def all_sum(values: Mapping[str, float]) -> dict[str, float]:

@@ -50,6 +50,8 @@ class Painter:
         self._tokenizer = Tokenizer(tokens.input("tokenizer").read(MODEL))
         self._autoencoder = Autoencoder.load(autoencoder.folder(), device=device)
         self._device = device
+        # The trainer's own weights are on the device, too: no more beside them than a forward needs.
+        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
         self._num_described = config.preview_captions
         self._config = PackageConfig(
             name="training",
@@ -73,7 +75,7 @@ class Painter:
                 variance=config.variance,
             )
         model.load_state_dict(dict(weights), assign=True)
-        model = model.to(self._device).eval()
+        model = model.to(self._device, self._dtype).eval()
         requests = [
             Request(
                 (TextPart(pair.caption),),

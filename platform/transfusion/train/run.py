@@ -59,7 +59,12 @@ def build(
     """What a training worker calls."""
     checked = TrainConfig.model_validate_json(json.dumps(config))
     plan = read_mixture(inputs["mixture"])
-    reader = MixtureReader(inputs["mixture"], seed=checked.seed, objective=checked.objective)
+    reader = MixtureReader(
+        inputs["mixture"],
+        seed=checked.seed,
+        objective=checked.objective,
+        cache_bytes=int(resources.data_cache_gib * 2**30),
+    )
     return TransformerTrainee(
         checked,
         RepeatedFirstStep(reader) if checked.repeat_first_step else reader,

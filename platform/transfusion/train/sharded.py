@@ -1,6 +1,6 @@
 """The model of a run: drawn or loaded on one rank, sharded over all; and from there to files. Plain torch."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from transfusion.model.initial import initial_weight
 from transfusion.model.transformer import TransfusionModel
 from transfusion.model.weights_file import LazyTensors, file_order, write_tensors
 from transfusion.resources import TrainResources
@@ -15,7 +16,7 @@ from transfusion.sequence.special import SpecialIds
 from transfusion.train import width
 from transfusion.train.blocks import checkpoint_blocks, compile_blocks
 from transfusion.train.config import TrainConfig
-from transfusion.train.parallel import AveragedWeights, data_mesh, fill, full, shard
+from transfusion.train.parallel import AveragedWeights, data_mesh, fill, fill_in_turns, full, shard
 from transfusion.train.pretrained import Start, begin_everywhere, freeze_text
 
 RAW_NAME, AVERAGED_NAME = "model.safetensors", "ema.safetensors"
@@ -48,27 +49,45 @@ def make_sharded(
     if config.compile:
         compile_blocks(model.blocks)
     mesh = data_mesh(device, shard_group_size=resources.shard_group_for(dist.get_world_size()))
-    shard(model, blocks=model.blocks, mesh=mesh, precision=config.precision)
+    # The ways of a U-Net are as large as many blocks: by themselves their weights come while others compute.
+    ways = [model.down, model.up] if config.model.adapter == "unet" else []
+    shard(model, blocks=[*model.blocks, *ways], mesh=mesh, precision=config.precision)
     model.to_empty(device=device)
-    whole: TransfusionModel | None = None
-    if dist.get_rank() == 0:
-        # Drawn whole, on CPU, by one rank.
-        whole = new("cpu")
-        whole.init_weights(config.seed)
-        if config.base_width is not None:
-            width.narrow_ways_out(whole, base_width=config.base_width)
     scales: dict[str, float] = {}
     if config.base_width is not None:
         scales = width.rates(config.model, base_width=config.base_width)
         # What an update takes off a weight stays as it is at the base.
         model.decay_scales = {name: 1 / scale for name, scale in scales.items()}
-    if start is not None:
+    draw = _first_weights(config)
+    if start is None:
+        fill_in_turns(model, draw)
+    else:
+        whole: TransfusionModel | None = None
+        if dist.get_rank() == 0:
+            # On CPU, by one rank, which reads what there is.
+            whole = new("meta").to_empty(device="cpu")
+            with torch.no_grad():
+                for name, weight in whole.named_parameters():
+                    weight.copy_(draw(name, weight.shape))
         loaded = begin_everywhere(whole, start, special=special)
         if config.lr_scale_pretrained != 1:
             scales |= {n: scales.get(n, 1.0) * config.lr_scale_pretrained for n in loaded}
+        fill(model, whole.state_dict() if whole is not None else {})
     model.lr_scales = scales
-    fill(model, whole.state_dict() if whole is not None else {})
     return model
+
+
+def _first_weights(config: TrainConfig) -> Callable[[str, torch.Size], Tensor]:
+    """Draws a weight by its name: alike on all ranks, whatever is drawn before it."""
+    scales: dict[str, float] = {}
+    if config.base_width is not None:
+        scales = width.first_scales(config.model, base_width=config.base_width)
+
+    def draw(name: str, shape: torch.Size) -> Tensor:
+        weight = initial_weight(name, shape, depth=config.model.depth, seed=config.seed)
+        return weight.mul_(scales[name]) if name in scales else weight
+
+    return draw
 
 
 def write_weights(model: torch.nn.Module, averaged: AveragedWeights, folder: Path) -> None:

@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 
 from transfusion.train.adam import make_optimizer
 from transfusion.train.checkpoint import Checkpoints
@@ -40,10 +41,13 @@ class TrainingState:
             total_steps=config.steps,
         )
 
-    def clip(self) -> float:
-        """Scales the gradients down to the limit; returns their global norm before, which may be NaN."""
+    def clip(self) -> Tensor:
+        """Scales the gradients down to the limit; returns their global norm before, which may be NaN.
+
+        Nothing waits for a device before the norm is made a number.
+        """
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._config.max_grad_norm)
-        return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def update(self, step: int) -> None:
         """One update by the gradients that are there, and of the average."""

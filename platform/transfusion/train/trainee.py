@@ -17,7 +17,8 @@ class StepResult:
     """What one step computed, summed over ranks."""
 
     values: Mapping[str, float]
-    """Losses and counts of the global batch, the same on every rank; `loss` is there. They may be NaN."""
+    """Losses and counts of the global batch, the same on every rank; `loss` is there. They may be NaN. With
+    `grad_norm` among them the loop waits for no other."""
     shown: Mapping[str, str]
     """The few of them that the progress line shows."""
     rates: Mapping[str, float]

@@ -24,18 +24,18 @@ def rates(config: ModelConfig, *, base_width: int) -> dict[str, float]:
     return dict.fromkeys(_growing(config), base_width / config.dim)
 
 
-@torch.no_grad()
-def narrow_ways_out(model: TransfusionModel, *, base_width: int) -> None:
-    """Scales the first weights, just drawn, of the matrices that leave the stream.
+def first_scales(config: ModelConfig, *, base_width: int) -> dict[str, float]:
+    """What the first weights of the matrices that leave the stream are multiplied by, by parameter name.
 
     They are drawn at a fixed standard deviation (head) or as 1 / sqrt(width) (way out of images). What an update
     changes in the stream is aligned with them, so what they make of it would grow with the width.
     """
-    share = base_width / model.config.dim
-    parameters = dict(model.named_parameters())
-    for name, leaves in _growing(model.config).items():
-        if leaves:
-            parameters[name].mul_(share if name == "head.weight" else math.sqrt(share))
+    share = base_width / config.dim
+    return {
+        name: share if name == "head.weight" else math.sqrt(share)
+        for name, leaves in _growing(config).items()
+        if leaves
+    }
 
 
 def _growing(config: ModelConfig) -> dict[str, bool]:
