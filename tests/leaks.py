@@ -2,7 +2,8 @@
 
     python -m tests.leaks [--steps 1000] [--warmup 200]
 
-Everything that a run does is in it: metrics, validation, checkpoints in the background. It passes when the
+Everything that a worker does is in it: batches of a mixture read ahead, a U-Net, metrics, validation, previews,
+checkpoints in the background. Ray is not. It passes when the
 resident memory of the last tenth is within 2% of that of the tenth after the warm-up (median against median,
 with `malloc_trim` before each look, so that it is what is held and not what the allocator keeps), and open
 files and threads are the same.
@@ -23,10 +24,13 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from tests.train.worlds import MadeUpSource, config, make_trainee
+from tests.pipeline import make_mixture
+from tests.tiny import model_config
+from tests.train.worlds import config
 from transfusion.resources import TrainResources
 from transfusion.storage.store import open_store
 from transfusion.train.finish import run_to_end
+from transfusion.train.run import build
 
 GROWTH = 0.02
 
@@ -63,10 +67,18 @@ def train(folder: Path, *, steps: int, every: int) -> list[Look]:
             looks.append(look(step))
 
     settings = config(
-        steps=steps, validate_every_steps=50, checkpoint_every_steps=50, warmup_steps=10
+        model=model_config("unet"),
+        steps=steps,
+        validate_every_steps=50,
+        checkpoint_every_steps=50,
+        preview_every_steps=max(50, steps // 8),
+        warmup_steps=10,
     )
+    # A cache that holds a part of what is read, so that things come and go.
+    resources = TrainResources(checkpoint_async=True, data_cache_gib=2**-12)
+    mixture = make_mixture(folder / "store", num_steps=steps, lanes=1, shuffle_window=32)
     run_to_end(
-        make_trainee(settings, MadeUpSource(lanes=1)),
+        build(settings.resolved(), {"mixture": mixture}, torch.device("cpu"), resources),
         store=open_store(str(folder)),
         folder="run",
         fingerprint="f" * 64,
@@ -74,7 +86,7 @@ def train(folder: Path, *, steps: int, every: int) -> list[Look]:
         scratch=folder,
         tracking="none",
         tell=tell,
-        resources=TrainResources(checkpoint_async=True),
+        resources=resources,
     )
     return looks
 

@@ -60,7 +60,8 @@ class ModelConfig(Config):
     # Options that came later are left out of a package's config where they are off: it reads as it always did.
     qk_norm: HeadNorm = Field("none", exclude_if=lambda value: value == "none")
     """Whether each head's queries and keys are normalised before their rotation: scores then stay within bounds
-    however the modalities compete. Chameleon has it at every size."""
+    however the modalities compete. Chameleon has it at every size, as a layer norm; here it is the RMS norm of all
+    other places, with a gain for each number of a head."""
 
     norm: NormPlace = Field("pre", exclude_if=lambda value: value == "pre")
     """Whether attention and feed-forward read a normalised copy of the stream (Llama), or what they add to it is
