@@ -21,6 +21,7 @@ from transfusion.artifacts.shards import read_rejects
 from transfusion.resources import Resources
 from transfusion.runner.run import StageResult, run_job
 from transfusion.runner.show import job_status, model_folder
+from transfusion.runner.show_batch import batch_status, job_batch
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
 from transfusion.storage.store import open_store
@@ -98,6 +99,12 @@ def test_training_says_how_long_each_step_waited_for_data(smoke) -> None:
     assert timings
     assert all(0 <= timing["data_s"] <= timing["step_s"] for timing in timings)
     assert "Waiting for data: " in artifact(smoke, "report").read("report.html").decode()
+
+
+def test_a_batch_of_the_job_is_that_of_its_run(smoke) -> None:
+    shown = job_batch(SMOKE, [smoke[0]], 3, 1)
+    assert shown == batch_status(artifact(smoke, "train"), 3, 1)
+    assert shown["images"] > 0
 
 
 def test_show_tells_status_and_metrics_as_json(smoke) -> None:

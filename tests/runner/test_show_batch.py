@@ -7,13 +7,23 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.pipeline import make, make_mixture
+from tests.pipeline import (
+    CODES,
+    coded,
+    make,
+    make_autoencoder,
+    make_mixture,
+    mixture_of_codes,
+    shapes,
+)
 from transfusion.artifacts.artifact import Artifact
 from transfusion.cli import app
 from transfusion.errors import ArtifactError, SpecError
 from transfusion.ingest.reader import MixtureReader
-from transfusion.runner.show_batch import batch_status, parse_place
+from transfusion.runner.show_batch import batch_status, batch_text, job_batch, parse_place
 from transfusion.runner.show_sequences import example_sequences
+
+SMOKE = Path("jobs/smoke.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +123,40 @@ def test_places_that_are_not_there_and_other_artifacts_are_refused(mixture: Arti
     for text in ("", "-1", "1:x", "1:2:3", "x"):
         with pytest.raises(SpecError, match="must read STEP or STEP:LANE"):
             parse_place(text)
+
+
+def test_codes_of_an_image_are_a_stretch_with_their_numbers(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    tokens = coded(root, shapes(root), make_autoencoder(root, codebook_size=CODES))
+    mixture = mixture_of_codes(root, tokens)
+    shown = batch_status(mixture, 0, 0)
+    reader = MixtureReader(mixture, seed=0)
+    ids, special = reader.micro_batch(0, 0).token_ids, reader.special
+    height, width = reader.mixture.latent_height, reader.mixture.latent_width
+    held = 0
+    for row, stretches in enumerate(shown["sequences"]):
+        for one, following in itertools.pairwise(stretches):
+            if one["role"] == "BOI":
+                assert one["next"] == f"code {following['codes'][0]}"
+            if one["role"] == "codes":
+                found = ids[row, one["first"] : one["last"] + 1] - special.first_code
+                assert one["codes"] == found.tolist()
+                assert len(found) == height * width
+                assert one["targets"] == len(found)
+                held += 1
+    assert shown["images"] == held > 0
+    told = batch_text(shown)
+    assert f"{held} images as codes and " in told
+    assert f"{height * width} codes of an image: " in told
+
+
+def test_a_job_shows_its_batch_as_its_training_will_draw_it(tmp_path: Path) -> None:
+    overrides = [f"store={tmp_path / 'store'}"]
+    with pytest.raises(
+        ArtifactError, match=r"transfusion run .*smoke.yaml store=.* --until mixture"
+    ):
+        job_batch(SMOKE, overrides, 0, 0)
+    words = tmp_path / "words.yaml"
+    words.write_text("stages: {prose: {uses: data_pipelines.sources.python_docs}}")
+    with pytest.raises(ArtifactError, match="trains on a mixture, and this one does not"):
+        job_batch(words, overrides, 0, 0)

@@ -23,7 +23,7 @@ def show(
         str | None,
         typer.Option(
             metavar="STEP[:LANE]",
-            help="Of a mixture or a run: one packed batch with ranges, timesteps and targets.",
+            help="Of a job, a mixture or a run: one packed batch with ranges, timesteps and targets.",
         ),
     ] = None,
     preset: Annotated[
@@ -58,9 +58,14 @@ def show(
 
     if batch is not None:
         from transfusion.runner.show import open_address
-        from transfusion.runner.show_batch import batch_status, batch_text, parse_place
+        from transfusion.runner.show_batch import batch_status, batch_text, job_batch, parse_place
 
-        found = batch_status(open_address(target), *parse_place(batch))
+        place = parse_place(batch)
+        found = (
+            job_batch(Path(target), overrides or (), *place)
+            if Path(target).suffix in {".yaml", ".yml"}
+            else batch_status(open_address(target), *place)
+        )
         typer.echo(json.dumps(found, indent=2) if json_ else batch_text(found))
         return
     path = Path(target)

@@ -9,9 +9,9 @@
 Plain norms; the timestep is added inside each residual block, on both ways. Convolutions see one image
 only. Halving and doubling move 2 x 2 pixels into channels and back: what the transformer says of a patch
 reaches each of its pixels, at a ninth of the work of convolutions over an enlarged map and no worse a loss.
-Source: Zhou et al. 2024, arXiv:2408.11039, footnote 7 (no block-level description is published). Theirs has attention
-within it (section 4.3.1) and layer norms; here are convolutions alone, with group norms, at the same number of
-parameters.
+Source: Zhou et al. 2024, arXiv:2408.11039, footnote 7 (no block-level description is published). Theirs has
+attention within it (section 4.3.1) and layer norms; here are convolutions alone, with group norms, at the same
+number of parameters.
 Axes: m = images, c h w = a feature map, p = patches, d = width of the transformer, t = width of the
 time embedding.
 """

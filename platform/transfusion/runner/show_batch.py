@@ -4,13 +4,19 @@ Read from the tensors that the model is given, not from the plan, so that what i
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.artifact import Artifact, find_artifact
 from transfusion.config import validate
 from transfusion.diffusion.config import ObjectiveConfig
 from transfusion.errors import ArtifactError, SpecError
+from transfusion.spec.job import read_job
+from transfusion.spec.plan import plan_job
+from transfusion.storage.store import open_store
+from transfusion.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from transfusion.ingest.reader import MixtureReader
@@ -32,6 +38,33 @@ def parse_place(text: str) -> tuple[int, int]:
     return int(step), int(lane or "0")
 
 
+def job_batch(path: Path, overrides: Sequence[str], step: int, lane: int) -> dict[str, Any]:
+    """A micro-batch of the first mixture that a job trains on, as its training draws it, run or not.
+
+    Raises:
+        ArtifactError: The job trains on no mixture, or it was not made yet.
+    """
+    job = read_job(path, overrides)
+    store = open_store(job.file.store)
+    plan = {planned.stage.name: planned for planned in plan_job(job, store)}
+    for planned in plan.values():
+        config, inputs = planned.stage.config, planned.stage.inputs
+        if isinstance(config, TrainConfig) and "mixture" in inputs:
+            mixture = plan[inputs["mixture"]]
+            uses = mixture.stage.uses
+            found = find_artifact(store, uses=uses, fingerprint=mixture.fingerprint)
+            if found is None:
+                named = shlex.join([str(path), *overrides])
+                raise ArtifactError(
+                    f"{path}: its mixture was not made yet; make it with: transfusion run {named} --until "
+                    f"{mixture.stage.name}"
+                )
+            return _status(found, config.seed, config.objective, step, lane)
+    raise ArtifactError(
+        f"{path}: --batch is of a job that trains on a mixture, and this one does not"
+    )
+
+
 def batch_status(artifact: Artifact, step: int, lane: int) -> dict[str, Any]:
     """A micro-batch of a mixture, or of a run with that run's own seed and objective.
 
@@ -41,10 +74,15 @@ def batch_status(artifact: Artifact, step: int, lane: int) -> dict[str, Any]:
     Raises:
         ArtifactError: The artifact is neither, or the step or lane is not in the plan.
     """
+    return _status(*_mixture_of(artifact), step, lane)
+
+
+def _status(
+    mixture: Artifact, seed: int, objective: ObjectiveConfig, step: int, lane: int
+) -> dict[str, Any]:
     from transfusion.ingest.reader import MixtureReader
     from transfusion.tokenizer.tokenizer import MODEL, Tokenizer
 
-    mixture, seed, objective = _mixture_of(artifact)
     reader = MixtureReader(mixture, seed=seed, objective=objective, threads=1)
     for name, given, count in (("step", step, reader.steps), ("lane", lane, reader.lanes)):
         if not 0 <= given < count:
@@ -64,7 +102,7 @@ def batch_status(artifact: Artifact, step: int, lane: int) -> dict[str, Any]:
         "seed": seed,
         "sequence_length": reader.mixture.sequence_length,
         "image_slots": len(batch.image_weight),
-        "images": sum(one["role"] == "image" for part in sequences for one in part),
+        "images": sum(one["role"] in ("image", "codes") for part in sequences for one in part),
         "text_rows": len(batch.text_weight),
         "text_targets": int(batch.text_weight.sum()),
         "sequences": sequences,
@@ -107,6 +145,8 @@ def _stretches(
             return "image", image_at[at]
         if ids[at] == special.pad:
             return "padding", 0
+        if special.num_codes and ids[at] >= special.first_code:
+            return "codes", 0
         # A mark is a stretch of its own.
         return (marks[ids[at]], at) if ids[at] in marks else ("text", 0)
 
@@ -126,6 +166,8 @@ def _stretches(
             found["targets"] = sum(at in target_at for at in positions)
         if name == "text":
             found["text"] = tokenizer.decode(ids[first : last + 1])
+        if name == "codes":
+            found["codes"] = [one - special.first_code for one in ids[first : last + 1]]
         if name == "image":
             found |= {
                 "slot": number,
@@ -135,7 +177,9 @@ def _stretches(
             }
         if name in marks.values() and first in target_at:
             wanted = target_at[first]
-            found["next"] = marks.get(wanted) or tokenizer.decode([wanted])
+            is_code = special.num_codes and wanted >= special.first_code
+            code = f"code {wanted - special.first_code}" if is_code else ""
+            found["next"] = code or marks.get(wanted) or tokenizer.decode([wanted])
         yield found
 
 
@@ -182,8 +226,7 @@ def batch_text(batch: Mapping[str, Any]) -> str:
     lines = [
         f"step {batch['step']:,}, lane {batch['lane']}, seed {batch['seed']}: "
         f"{len(batch['sequences'])} sequences of {batch['sequence_length']:,} positions; "
-        f"{batch['images']} of {batch['image_slots']} image slots and "
-        f"{batch['text_targets']:,} of {batch['text_rows']:,} text rows are used",
+        f"{_images_held(batch)} and {batch['text_targets']:,} of {batch['text_rows']:,} text rows are used",
         _columns("positions", "what", "sees (of a query q)", "text targets"),
     ]
     for number, stretches in enumerate(batch["sequences"]):
@@ -193,6 +236,12 @@ def batch_text(batch: Mapping[str, Any]) -> str:
                 lines.append(f"  {one['document']}")
             lines.append(_line(one))
     return "\n".join(lines)
+
+
+def _images_held(batch: Mapping[str, Any]) -> str:
+    if not batch["image_slots"]:
+        return f"{batch['images']} images as codes"
+    return f"{batch['images']} of {batch['image_slots']} image slots"
 
 
 def _line(one: Mapping[str, Any]) -> str:
@@ -205,6 +254,9 @@ def _line(one: Mapping[str, Any]) -> str:
         text = one["text"].replace("\n", " \u21b5 ")
         cut = f"{text[:SHOWN_CHARACTERS]}..." if len(text) > SHOWN_CHARACTERS else text
         what = f'"{cut}"'
+    if role == "codes":
+        few = ", ".join(str(code) for code in one["codes"][:4])
+        what = f"{len(one['codes'])} codes of an image: {few}, ..."
     if role == "image":
         loss = "loss" if one["weight"] else "no loss"
         what = f"image slot {one['slot']}: {one['patches']} patches, t {one['timestep']}, {loss}"
