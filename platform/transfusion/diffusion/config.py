@@ -58,9 +58,9 @@ class NoiseConfig(Config):
 
     variance: VarianceName = "fixed"
     """What noise a step of DDPM adds: `fixed` to the posterior's variance, the smaller of the two that Ho et al.
-    2020 tried (the Transfusion paper does not say which it took), or `learned_range`, where the model says of every
-    element how far between the schedule's bounds it lies (Nichol and Dhariwal 2021; DiT, MonoFormer). It then has
-    twice the channels to predict; solvers that add no noise leave them out."""
+    2020 tried (the Transfusion paper does not say which it took), or `learned_range`, where the model says of
+    every element how far between the schedule's bounds it lies (Nichol and Dhariwal 2021; DiT, MonoFormer). It
+    then has twice the channels to predict; solvers that add no noise leave them out."""
 
     @model_validator(mode="after")
     def _belong_together(self) -> "NoiseConfig":
