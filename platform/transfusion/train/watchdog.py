@@ -68,7 +68,9 @@ class Watchdog:
             place.seek(0)
             stacks = place.read()
         head = (
-            f"training stood still for {silent_s:.0f} s; process {os.getpid()} ends; its stacks:\n"
+            f"training stood still for {silent_s:.0f} s; process {os.getpid()} ends, to be started again (where a "
+            "step, validation or checkpoint does take so long, raise train.hang_timeout_s in the profile); its "
+            "stacks:\n"
         )
         sys.stderr.write(head + stacks)
         sys.stderr.flush()
