@@ -18,6 +18,7 @@ from PIL import Image
 from tests import chaos
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.shards import read_rejects
+from transfusion.ingest.reader import MixtureReader
 from transfusion.resources import Resources
 from transfusion.runner.run import StageResult, run_job
 from transfusion.runner.show import job_status, model_folder
@@ -104,7 +105,15 @@ def test_training_says_how_long_each_step_waited_for_data(smoke) -> None:
 def test_a_batch_of_the_job_is_that_of_its_run(smoke) -> None:
     shown = job_batch(SMOKE, [smoke[0]], 3, 1)
     assert shown == batch_status(artifact(smoke, "train"), 3, 1)
-    assert shown["images"] > 0
+    config = next(
+        stage for stage in read_job(SMOKE, [smoke[0]]).stages if stage.name == "train"
+    ).config
+    reader = MixtureReader(artifact(smoke, "mixture"), seed=config.seed, objective=config.objective)
+    batch = reader.micro_batch(3, 1)
+    drawn = [
+        one["timestep"] for part in shown["sequences"] for one in part if one["role"] == "image"
+    ]
+    assert drawn == batch.timesteps[batch.image_weight > 0].tolist() != []
 
 
 def test_show_tells_status_and_metrics_as_json(smoke) -> None:

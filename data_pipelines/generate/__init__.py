@@ -11,6 +11,7 @@ STAGE = Stage(
     },
     output="images",
     body="data_pipelines.generate.run:run",
+    fits="data_pipelines.generate.config:faults",
     version=1,
     summary="Pictures that a model draws of the prompts of a listing.",
 )

@@ -1,9 +1,13 @@
 """Options of generation."""
 
+from collections.abc import Mapping
+
 from pydantic import Field
 
 from data_pipelines.sampling import SamplesConfig
 from transfusion.diffusion.config import SolverName
+from transfusion.package.config import model_faults
+from transfusion.stage import Upstream
 
 
 class GenerateConfig(SamplesConfig):
@@ -23,3 +27,8 @@ class GenerateConfig(SamplesConfig):
 
     negative_prompt: str = ""
     """What guidance leads away from, instead of from nothing."""
+
+
+def faults(config: GenerateConfig, inputs: Mapping[str, Upstream]) -> list[str]:
+    """Whether the solver, where one is named, is made for the schedule that the job's model is trained on."""
+    return model_faults(config.solver, inputs["model"])

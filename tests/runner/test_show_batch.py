@@ -150,7 +150,7 @@ def test_codes_of_an_image_are_a_stretch_with_their_numbers(tmp_path: Path) -> N
     assert f"{height * width} codes of an image: " in told
 
 
-def test_a_job_shows_its_batch_as_its_training_will_draw_it(tmp_path: Path) -> None:
+def test_a_job_that_has_no_batch_yet_or_never_says_so(tmp_path: Path) -> None:
     overrides = [f"store={tmp_path / 'store'}"]
     with pytest.raises(
         ArtifactError, match=r"transfusion run .*smoke.yaml store=.* --until mixture"

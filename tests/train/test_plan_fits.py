@@ -8,8 +8,9 @@ import pytest
 from tests.tiny import model_config
 from tests.train.worlds import config
 from transfusion.artifacts.mixture import Mixture
+from transfusion.config import read_yaml
 from transfusion.errors import ArtifactError, SpecError
-from transfusion.spec.job import read_job
+from transfusion.spec.job import check_job, read_job
 from transfusion.train.run import check_plan
 
 TRAIN = "stages.train.config"
@@ -70,6 +71,48 @@ def test_faults_of_other_stages_do_not_hide_what_does_not_fit():
     told = str(caught.value)
     assert "no_such_field" in told
     assert "the mixture plans 2100" in told
+
+
+@pytest.mark.parametrize(
+    ("stage", "inputs", "told"),
+    [
+        ("train", {}, "train.inputs.mixture: transfusion.train needs this input"),
+        ("train", {"mixture": "autoencoder"}, "must be mixture, but 'autoencoder' makes"),
+        ("model", {"mixture": "mixture"}, "model.inputs.run: transfusion.package needs"),
+        (
+            "evaluation",
+            {"mixture": "mixture"},
+            "evaluation.inputs.model: transfusion.evaluate needs",
+        ),
+        ("mixture", {"pairs": "pairs"}, "mixture.config.sources.prose.tokens: no input is named"),
+    ],
+)
+def test_a_stage_whose_inputs_are_wrong_is_told_of_that_alone(stage, inputs, told):
+    resolved = read_yaml(Path("jobs/quickstart.yaml"), [])
+    resolved["stages"][stage]["inputs"] = inputs
+    with pytest.raises(SpecError) as caught:
+        check_job(resolved, name="job", where="job.yaml")
+    assert any(told in fault for fault in caught.value.faults), caught.value.faults
+
+
+def test_generated_images_are_drawn_by_a_solver_of_the_models_schedule():
+    job = read_yaml(Path("jobs/ablations/base.yaml"), [])
+    train = job["stages"]["train"]["config"]
+    train["objective"] = {"schedule": "straight", "target": "flow"}
+    for solver, number in ((None, 0), ("dpm++", 0), ("ddpm", 1)):
+        config = {"seed": 0, "num_inference_steps": 100} | ({"solver": solver} if solver else {})
+        job["stages"]["drawn"] = {
+            "uses": "data_pipelines.generate",
+            "inputs": {"prompts": "images", "model": "model"},
+            "config": config,
+        }
+        try:
+            check_job(job, name="job", where="job.yaml")
+            faults = []
+        except SpecError as error:
+            faults = error.faults
+        assert len(faults) == number
+        assert all("stages.drawn.config.solver: solver must be one of" in one for one in faults)
 
 
 def test_a_first_step_that_is_repeated_needs_no_more_of_the_plan():

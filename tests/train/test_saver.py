@@ -84,7 +84,7 @@ import os, sys
 from pathlib import Path
 import torch.distributed as dist
 from tests.train.worlds import train
-from transfusion.stage import TrainResources
+from transfusion.resources import TrainResources
 from transfusion.train.checkpoint import Checkpoints
 
 commit = Checkpoints._commit

@@ -4,9 +4,13 @@ import pytest
 
 from tests.train.outcomes import rows
 from tests.train.worlds import MadeUpSource, config, train
+from transfusion.resources import TrainResources
+from transfusion.storage.local import LocalStore
 from transfusion.storage.store import open_store
 from transfusion.train.faults import NotFiniteError
-from transfusion.train.unfinished import UNSAVED, read_unfinished
+from transfusion.train.metrics import parse_rows
+from transfusion.train.record import CheckpointRecord
+from transfusion.train.unfinished import UNSAVED, keep_unsaved, read_unfinished
 
 pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
@@ -17,7 +21,7 @@ def look(folder):
 
 def values(unfinished, kind="train"):
     return [
-        {"step": row["step"], **row["values"]} for row in unfinished.rows if row["kind"] == kind
+        {"step": row["step"], **row["values"]} for row in unfinished.rows() if row["kind"] == kind
     ]
 
 
@@ -82,6 +86,61 @@ def test_a_record_that_cannot_be_read_is_passed_over(tmp_path, whole):
     found = look(tmp_path)
     assert found.checkpoint_step == 2
     assert values(found) == trained[:2]
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_rows_of_a_save_that_failed_are_kept(tmp_path, whole, monkeypatch, background):
+    trained, _ = whole
+    put_file = LocalStore.put_file
+
+    def full(store, path, source):
+        if "step-000004" in path:
+            raise OSError(28, "No space left on device")
+        put_file(store, path, source)
+
+    monkeypatch.setattr(LocalStore, "put_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(tmp_path, resources=TrainResources(checkpoint_async=background))
+    found = look(tmp_path)
+    assert (found.checkpoint_step, found.last_step >= 4) == (2, True)
+    assert values(found) == trained[: found.last_step]
+
+
+def test_rows_of_an_attempt_from_a_checkpoint_that_was_refused_leave_no_gap(tmp_path, whole):
+    trained, _ = whole
+    with pytest.raises(InterruptedError):
+        train(tmp_path, stop_after=5)
+    (tmp_path / "run/checkpoints/step-000004.json").unlink()
+    assert values(look(tmp_path)) == trained[:5], "rows that may not be saved were kept as well"
+    store = open_store(str(tmp_path))
+    (unsaved,) = (tmp_path / "run" / UNSAVED).iterdir()
+    later = [row for row in parse_rows(unsaved.read_bytes()) if row["step"] > 4]
+    keep_unsaved(store, "run", attempt=unsaved.stem, rows=later)
+    assert values(look(tmp_path)) == trained[:2]
+
+
+def test_the_newest_checkpoint_is_that_of_the_highest_step(tmp_path):
+    with pytest.raises(InterruptedError):
+        train(tmp_path, stop_after=3)
+    place = tmp_path / "run/checkpoints"
+    record = CheckpointRecord.model_validate_json((place / "step-000002.json").read_text())
+    for step in (999_999, 1_000_000):
+        later = record.model_copy(update={"step": step})
+        (place / f"step-{step:06d}.json").write_text(later.model_dump_json())
+    assert look(tmp_path).checkpoint_step == 1_000_000
+
+
+def test_of_a_long_run_the_newest_files_are_enough(tmp_path, monkeypatch, whole):
+    trained, _ = whole
+    with pytest.raises(InterruptedError):
+        train(tmp_path, settings=config(checkpoint_every_steps=1), stop_after=5)
+    monkeypatch.setattr("transfusion.train.unfinished.NEWEST_FILES", 1)
+    monkeypatch.setattr("transfusion.train.unfinished.PARALLEL_READS", 2)
+    found = look(tmp_path)
+    assert len(found.files) == found.checkpoint_step == 4
+    assert values(found) == trained[:5]
+    assert found.last_values()["train.loss"] == trained[4]["loss"]
+    assert "train.lr" not in found.last_values()
 
 
 def test_what_was_not_begun_is_not_shown(tmp_path):

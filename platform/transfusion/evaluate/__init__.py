@@ -12,7 +12,7 @@ STAGE = Stage(
     },
     output="evaluation",
     body="transfusion.evaluate.run:run",
-    fits="transfusion.package.config:model_faults",
+    fits="transfusion.evaluate.config:faults",
     version=1,
     needs_ray=False,
     summary="Scores of generated images, captions and text, beside what the autoencoder allows",

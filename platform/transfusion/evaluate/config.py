@@ -1,10 +1,12 @@
 """Configuration of the evaluate stage."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import Field
 
-from transfusion.package.config import ImageSampling
+from transfusion.package.config import ImageSampling, model_faults
+from transfusion.stage import Upstream
 
 TaskName = Literal[
     "single_object", "two_objects", "counting", "colors", "position", "color_attribution"
@@ -79,3 +81,8 @@ class EvaluateConfig(ImageSampling):
 
     batch_size: int = Field(32, ge=1)
     """Prompts at once; another size flips last bits, so it is part of what is made."""
+
+
+def faults(config: EvaluateConfig, inputs: Mapping[str, Upstream]) -> list[str]:
+    """Whether the solver is made for the schedule that the job's model is trained on."""
+    return model_faults(config.solver, inputs["model"])

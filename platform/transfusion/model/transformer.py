@@ -5,6 +5,7 @@ c h w = latent.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from transfusion.model.cache import RaggedStep
 from transfusion.model.config import ModelConfig
 from transfusion.model.head import Head
 from transfusion.model.images import EncodedImages
-from transfusion.model.initial import initialize
+from transfusion.model.initial import initial_weight, initialize
 from transfusion.model.modalities import Rows, each_by_its_own
 from transfusion.model.norm import RMSNorm
 from transfusion.model.positions import sinusoid_2d
@@ -86,7 +87,7 @@ class TransfusionModel(nn.Module):
 
     def init_weights(self, seed: int) -> None:
         """Draws every weight anew; the same on every device, and after `to_empty`."""
-        initialize(self, seed=seed)
+        initialize(self, partial(initial_weight, depth=self.config.depth, seed=seed))
 
     def forward(
         self,

@@ -64,19 +64,19 @@ class PackageStageConfig(Config):
 
 def faults(config: PackageStageConfig, inputs: Mapping[str, Upstream]) -> list[str]:
     """Whether the default solver is made for the schedule that the run of the job is trained on."""
-    return [f".sampling{fault}" for fault in solver_faults(config.sampling, inputs["run"])]
+    return [f".sampling{fault}" for fault in _solver_faults(config.sampling.solver, inputs["run"])]
 
 
-def model_faults(config: ImageSampling, inputs: Mapping[str, Upstream]) -> list[str]:
-    """The same of a stage that draws with a model of the job."""
-    run = inputs["model"].inputs.get("run")
-    return [] if run is None else solver_faults(config, run)
+def model_faults(solver: SolverName | None, model: Upstream) -> list[str]:
+    """The same of a stage that draws with a model of the job; None for the package's own solver."""
+    run = model.inputs.get("run")
+    return [] if solver is None or run is None else _solver_faults(solver, run)
 
 
-def solver_faults(sampling: ImageSampling, run: Upstream) -> list[str]:
+def _solver_faults(solver: SolverName, run: Upstream) -> list[str]:
     """Whether a solver is made for the schedule of a run, as `.field: rule`."""
     try:
-        check_solver(sampling.solver, schedule=run.config.resolved()["objective"]["schedule"])
+        check_solver(solver, schedule=run.config.resolved()["objective"]["schedule"])
     except ValueError as error:
         return [f".solver: {error}"]
     return []

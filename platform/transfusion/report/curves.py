@@ -29,11 +29,13 @@ class Metrics(NamedTuple):
 
 def read_metrics(data: bytes) -> Metrics:
     """The curves of a metrics file; what is not a finite number is left out."""
+    return curves_of(json.loads(line) for line in data.splitlines() if line.strip())
+
+
+def curves_of(rows: Iterable[dict[str, Any]]) -> Metrics:
+    """The same of its rows, which are not kept."""
     metrics = Metrics({}, {}, {})
-    for line in data.splitlines():
-        if not line.strip():
-            continue
-        row = json.loads(line)
+    for row in rows:
         _add(metrics.validation if row["kind"] == "validation" else metrics.train, row, "values")
         if row["kind"] == "train":
             _add(metrics.timing, row, "timing")

@@ -13,12 +13,11 @@ from transfusion.report.compare import (
     comparison_page,
     comparison_text,
 )
-from transfusion.report.curves import read_metrics
+from transfusion.report.curves import curves_of
 from transfusion.runner.show import open_address, unfinished
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
 from transfusion.storage.store import open_store
-from transfusion.train.metrics import as_lines
 
 
 def compare_runs(targets: Sequence[str], *, out: Path | None) -> str:
@@ -61,7 +60,7 @@ def _run(target: str) -> Run:
                 version=stage.declaration.version,
                 raw=planned.payload.get("raw"),
                 config=stage.config.resolved(),
-                curves=read_metrics(as_lines(left.rows)),
+                curves=curves_of(left.rows()),
             )
     if not made and not begun:
         raise ArtifactError(

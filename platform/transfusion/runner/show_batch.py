@@ -59,7 +59,8 @@ def job_batch(path: Path, overrides: Sequence[str], step: int, lane: int) -> dic
                     f"{path}: its mixture was not made yet; make it with: transfusion run {named} --until "
                     f"{mixture.stage.name}"
                 )
-            return _status(found, config.seed, config.objective, step, lane)
+            drawn = 0 if config.repeat_first_step else step
+            return _status(found, config.seed, config.objective, drawn, lane)
     raise ArtifactError(
         f"{path}: --batch is of a job that trains on a mixture, and this one does not"
     )

@@ -73,6 +73,7 @@ def check_job(resolved: dict[str, Any], *, name: str, where: str) -> Job:
     """Checks a job's plain values. Raises SpecError with all faults; see `read_job`."""
     faults = _shape_faults(resolved, where)
     stages: dict[str, JobStage] = {}
+    sound: dict[str, JobStage] = {}
     written = resolved.get("stages")
     for stage_name, values in (written if isinstance(written, dict) else {}).items():
         spec, spec_faults = validate(StageSpec, values, where=f"{where}: stages.{stage_name}")
@@ -82,11 +83,16 @@ def check_job(resolved: dict[str, Any], *, name: str, where: str) -> Job:
         stage, stage_faults = _check_stage(str(stage_name), spec, where)
         faults += stage_faults
         if stage is not None:
-            stages[str(stage_name)] = stage
+            stages[stage.name] = stage
+            if not stage_faults:
+                sound[stage.name] = stage
     known = [str(stage_name) for stage_name in written] if isinstance(written, dict) else []
     for stage in stages.values():
-        faults += _check_inputs(stage, stages, known, where)
-    faults += _check_fits(stages, where)
+        input_faults = _check_inputs(stage, stages, known, where)
+        faults += input_faults
+        if input_faults:
+            sound.pop(stage.name, None)
+    faults += _check_fits(sound, where)
     if faults:
         raise SpecError(faults)
     job_file, rest = validate(JobFile, resolved, where=where)
@@ -157,7 +163,11 @@ def _check_inputs(
 
 
 def _check_fits(stages: dict[str, JobStage], where: str) -> list[str]:
-    """Faults between a stage and those before it, where all of these are without faults of their own."""
+    """Faults between a stage and those before it.
+
+    Args:
+        stages: Those without faults of their own; one that waits for another is passed over.
+    """
     seen: dict[str, Upstream | None] = {}
 
     def upstream(name: str) -> Upstream | None:

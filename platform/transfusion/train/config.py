@@ -23,7 +23,8 @@ class TrainConfig(LoopConfig):
 
     init_from: Location | None = None
     """A folder to start from: a model package, or a Llama-family checkpoint in the layout of Hugging Face; a stage
-    of the job comes as the input `init_from` instead. What it has no weights for is drawn, as without it."""
+    of the job comes as the input `init_from` instead. What it has no weights for is drawn, as without it; new
+    rows of its vocabulary like its others."""
 
     init_strict: bool = True
     """Whether weights of the folder that have no place in the model end the run; else they are left out."""

@@ -11,15 +11,12 @@ from transfusion.storage.store import Store, sha256_file
 from transfusion.train.agreement import first_alone
 from transfusion.train.faults import fault_name, rewind_name
 from transfusion.train.loop import PREVIEWS, Place, Tell, fit
-from transfusion.train.metrics import Row, Tracker, as_lines, values_digest
+from transfusion.train.metrics import MARKS, Row, Tracker, as_lines, last_values, values_digest
 from transfusion.train.scratch import scratch_folder
 from transfusion.train.tracking import make_tracker
 from transfusion.train.trainee import Trainee
 
 METRICS_NAME = "metrics.jsonl"
-
-MARKS = {"skipped": "skipped_steps", "spike": "spikes", "rewound_steps": "rewound_steps"}
-"""What a row says only of some steps, and what its sum over the run is called."""
 
 
 def run_to_end(
@@ -65,7 +62,7 @@ def run_to_end(
     return {
         "files": [file.model_dump(mode="json") for file in files],
         "metadata": written.metadata,
-        "metrics": {**_last_values(finished.rows), **written.metrics},
+        "metrics": {**last_values(finished.rows), **_totals(finished.rows), **written.metrics},
         "timings": _rates(finished.rows),
     }
 
@@ -108,16 +105,12 @@ def _beside(store: Store, folder: str, name: str) -> FileEntry:
     return FileEntry(name=name, path=f"{folder}/{name}", sha256=sha256_file(place), bytes=size)
 
 
-def _last_values(rows: list[Row]) -> dict[str, float]:
-    """The last value of everything that was measured, such as `validation.psnr_db`."""
-    last: dict[str, float] = {}
-    for row in rows:
-        last |= {f"{row['kind']}.{name}": value for name, value in row["values"].items()}
-    last.pop("train.lr", None)
-    for mark, total in MARKS.items():
-        if last.pop(f"train.{mark}", None):
-            last[f"train.{total}"] = sum(row["values"].get(mark, 0.0) for row in rows)
-    return last
+def _totals(rows: list[Row]) -> dict[str, float]:
+    """Sums over the run of what only some of its steps have."""
+    sums = {
+        total: sum(row["values"].get(mark, 0.0) for row in rows) for mark, total in MARKS.items()
+    }
+    return {f"train.{total}": value for total, value in sums.items() if value}
 
 
 def _rates(rows: list[Row]) -> dict[str, float]:

@@ -141,14 +141,6 @@ class _Run:
         save: Callable[[], bool],
     ) -> Finished:
         """Every step that is left; see `fit`."""
-        config = self._config
-        if self._first and config.warmup_steps > config.steps:
-            log.warning(
-                "the learning rate ends at %.0f%% of lr: warmup_steps is %d of %d steps; 5 to 8%% is usual",
-                100 * config.steps / config.warmup_steps,
-                config.warmup_steps,
-                config.steps,
-            )
         start, saver = self._resume()
         self._tell(start, {})
         self._clock.start()
@@ -166,20 +158,22 @@ class _Run:
                 self._save(saver, done)
             if stopping and not last:
                 saver.wait()
+                self._metrics.saved()
                 raise StoppedError(
                     f"training was asked to stop (SIGTERM) and stopped after step {done} of "
                     f"{self._config.steps}; the checkpoint of it is written: the same command goes on from there"
                 )
         saver.wait()
+        self._metrics.saved()
         lines = self._checkpoints.rows(saver.stored) if self._first else b""
         return Finished(rows=parse_rows(lines), averaged=self._state.averaged)
 
     def close(self) -> None:
-        """Ends what runs in the background; rows that no checkpoint holds are kept, whatever ended the attempt."""
+        """Ends what runs in the background. Rows that no checkpoint holds are kept where a fault is the end."""
         self._metrics.close()
         place = self._place
         try:
-            rows = self._metrics.unsaved
+            rows = self._metrics.not_known_saved()
             keep_unsaved(place.store, place.folder, attempt=self._attempt, rows=rows)
         except Exception as error:
             # What ended the attempt is what must be told.
@@ -291,6 +285,9 @@ class _Run:
                     "checkpoint is made of them, the one before stays; lower lr (peak "
                     f"{self._config.lr}) or raise warmup_steps ({self._config.warmup_steps})"
                 )
+            # Raises what the save before failed with, while its rows are still held.
+            saver.wait()
+            self._metrics.saved()
             saver.save(
                 self._state.as_dict(),
                 step=done,

@@ -9,7 +9,7 @@ updates. A resumed run starts from the rows of its checkpoint, so a step is neve
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -17,6 +17,9 @@ from typing import Any, Literal
 from transfusion.artifacts.canonical import fingerprint
 
 log = logging.getLogger(__name__)
+
+MARKS = {"skipped": "skipped_steps", "spike": "spikes", "rewound_steps": "rewound_steps"}
+"""What a row says only of some steps, and what its sum over the run is called."""
 
 RowKind = Literal["train", "validation"]
 Row = dict[str, Any]
@@ -36,6 +39,7 @@ class Metrics:
 
     def __init__(self, *, tracker: Tracker | None = None) -> None:
         self.unsaved: list[Row] = []
+        self._saving: list[Row] = []
         self._tracker = tracker
 
     def add(
@@ -71,10 +75,17 @@ class Metrics:
             self._tracker = None
 
     def take_unsaved(self) -> bytes:
-        """Lines since the last call, for the checkpoint that is being written."""
-        lines = as_lines(self.unsaved)
-        self.unsaved = []
-        return lines
+        """Lines since the last call, for the checkpoint that is being written; kept until that is known to be."""
+        self._saving, self.unsaved = self.unsaved, []
+        return as_lines(self._saving)
+
+    def saved(self) -> None:
+        """The checkpoint that took rows last is written."""
+        self._saving = []
+
+    def not_known_saved(self) -> list[Row]:
+        """Rows that may be in no checkpoint."""
+        return [*self._saving, *self.unsaved]
 
 
 def as_lines(rows: list[Row]) -> bytes:
@@ -87,6 +98,16 @@ def as_lines(rows: list[Row]) -> bytes:
 def parse_rows(lines: bytes) -> list[Row]:
     """Rows of a JSONL."""
     return [json.loads(line) for line in lines.splitlines()]
+
+
+def last_values(rows: Iterable[Row]) -> dict[str, float]:
+    """The newest value of all that was measured, as `validation.psnr_db`; not the rate, nor marks of steps."""
+    last: dict[str, float] = {}
+    for row in rows:
+        last |= {f"{row['kind']}.{name}": value for name, value in row["values"].items()}
+    for name in ("lr", *MARKS):
+        last.pop(f"train.{name}", None)
+    return last
 
 
 def values_digest(rows: list[Row]) -> str:

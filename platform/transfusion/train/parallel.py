@@ -199,19 +199,20 @@ def fill(model: nn.Module, weights: dict[str, Any]) -> None:
 def fill_in_turns(model: nn.Module, draw: Callable[[str, torch.Size], Tensor]) -> None:
     """Sets a sharded model's weights to what is drawn by their names; every rank must call it.
 
-    Ranks draw side by side, each a share of the names, and hand them on one after the other: no rank ever holds
-    the model, and a large one is drawn in the time of its share.
+    Ranks draw side by side, each a share of the names, and hand them on one after the other: of several none ever
+    holds the model, and a large one is drawn in the time of a share. One alone draws as it goes.
     """
     weights = dict(model.named_parameters())
-    world_size = dist.get_world_size()
+    world_size, rank = dist.get_world_size(), dist.get_rank()
     names = list(weights)
-    mine = {name: draw(name, weights[name].shape) for name in names[dist.get_rank() :: world_size]}
+    ahead = names[rank::world_size] if world_size > 1 else []
+    mine = {name: draw(name, weights[name].shape) for name in ahead}
     for index, name in enumerate(names):
         weight = weights[name]
         assert isinstance(weight, DTensor), name
         whole = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-        if name in mine:
-            whole.copy_(mine.pop(name))
+        if index % world_size == rank:
+            whole.copy_(mine.pop(name) if ahead else draw(name, weight.shape))
         dist.broadcast(whole, src=index % world_size)
         part = distribute_tensor(whole, weight.device_mesh, weight.placements, src_data_rank=None)
         weight.to_local().copy_(part.to_local())

@@ -1,4 +1,4 @@
-"""The model of a run: drawn or loaded on one rank, sharded over all; and from there to files. Plain torch."""
+"""The model of a run: drawn by all ranks or loaded by one, sharded, and written to files. Plain torch."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from transfusion.model.initial import initial_weight
+from transfusion.model.initial import initial_weight, initialize
 from transfusion.model.transformer import TransfusionModel
 from transfusion.model.weights_file import LazyTensors, file_order, write_tensors
 from transfusion.resources import TrainResources
@@ -66,9 +66,7 @@ def make_sharded(
         if dist.get_rank() == 0:
             # On CPU, by one rank, which reads what there is.
             whole = new("meta").to_empty(device="cpu")
-            with torch.no_grad():
-                for name, weight in whole.named_parameters():
-                    weight.copy_(draw(name, weight.shape))
+            initialize(whole, draw)
         loaded = begin_everywhere(whole, start, special=special)
         if config.lr_scale_pretrained != 1:
             scales |= {n: scales.get(n, 1.0) * config.lr_scale_pretrained for n in loaded}

@@ -1,5 +1,6 @@
 """What a checkpoint holds of the training itself: weights, their average, the optimizer."""
 
+import logging
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from transfusion.train.parallel import AveragedWeights, local
 from transfusion.train.record import CheckpointRecord
 from transfusion.train.schedule import checkpoint_mean_decay, ema_decay, learning_rate
 
+log = logging.getLogger(__name__)
+
 
 class TrainingState:
     """A sharded model with its optimizer and averaged weights. Every method is for all ranks, together."""
@@ -28,6 +31,13 @@ class TrainingState:
         self.model = model
         self.averaged = AveragedWeights(model, kept=config.ema_decay > 0)
         self._config = config
+        if config.warmup_steps > config.steps:
+            log.warning(
+                "the learning rate ends at %.0f%% of lr: warmup_steps is %d of %d steps; 5 to 8%% is usual",
+                100 * config.steps / config.warmup_steps,
+                config.warmup_steps,
+                config.steps,
+            )
         self._optimizer = make_optimizer(model, config)
 
     def rate(self, step: int) -> float:

@@ -1,9 +1,11 @@
 """What a run has come to so far, for those who look before it ends: files of the store alone, no torch.
 
-Rows go as far as the newest checkpoint; where an attempt ended by a fault, as far as that.
+Rows go as far as the newest checkpoint; where a fault ended an attempt, as far as that.
 """
 
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -11,34 +13,48 @@ from pydantic import ValidationError
 
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store
-from transfusion.train.metrics import Row, as_lines, parse_rows
+from transfusion.train.metrics import Row, as_lines, last_values, parse_rows
 from transfusion.train.record import CheckpointRecord
 
 UNSAVED = "unsaved"
 """Folder, below the artifact's, of rows behind the last checkpoint of an attempt that ended: a file an attempt."""
+
+NEWEST_FILES = 32
+"""One a checkpoint, in which the last value of all that is measured is looked for: a long run has thousands."""
+
+PARALLEL_READS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnfinishedRun:
     """A run that was begun and has no manifest."""
 
+    store: Store
     checkpoint_step: int
     """Where it would go on; 0 for the start."""
-
-    rows: list[Row]
+    files: list[str]
+    """Of rows up to the checkpoint, the oldest first; not read yet."""
+    behind: list[Row]
+    """Rows behind the checkpoint, where a fault came after it."""
 
     @property
     def last_step(self) -> int:
-        """Of the rows: beyond the checkpoint where a fault came after it."""
-        return max((int(row["step"]) for row in self.rows), default=self.checkpoint_step)
+        """The last that was measured and is stored."""
+        return int(self.behind[-1]["step"]) if self.behind else self.checkpoint_step
+
+    def rows(self, *, newest_files: int | None = None) -> Iterator[Row]:
+        """All rows in their order, or those of the newest files; no more of them is held than is read ahead."""
+        chosen = self.files if newest_files is None else self.files[-newest_files:]
+        with ThreadPoolExecutor(PARALLEL_READS) as threads:
+            for first in range(0, len(chosen), PARALLEL_READS):
+                part = chosen[first : first + PARALLEL_READS]
+                for lines in threads.map(self.store.read, part):
+                    yield from parse_rows(lines)
+        yield from self.behind
 
     def last_values(self) -> dict[str, float]:
-        """The newest value of everything that was measured, as `train.loss`."""
-        return {
-            f"{row['kind']}.{name}": value
-            for row in self.rows
-            for name, value in row["values"].items()
-        }
+        """The newest value of everything that was measured lately, by the names of an ended run's metrics."""
+        return last_values(self.rows(newest_files=NEWEST_FILES))
 
 
 def keep_unsaved(store: Store, folder: str, *, attempt: str, rows: list[Row]) -> None:
@@ -52,28 +68,29 @@ def read_unfinished(store: Store, folder: str) -> UnfinishedRun | None:
 
     The run may be going on: a checkpoint that is deleted meanwhile is passed over for the one before.
     """
-    step, rows = next(_checkpoints(store, folder), (0, []))
-    behind = [
-        [row for row in parse_rows(store.read(entry.path)) if row["step"] > step]
-        for entry in store.list(f"{folder}/{UNSAVED}")
-    ]
-    # Of several attempts from one checkpoint the one that came farthest: their rows are the same.
-    farthest = max(behind, key=len, default=[])
-    rows = [*rows, *farthest]
-    return UnfinishedRun(checkpoint_step=step, rows=rows) if rows or step else None
+    record = next(_records(store, folder), None)
+    step = record.step if record else 0
+    behind: list[Row] = []
+    for entry in store.list(f"{folder}/{UNSAVED}"):
+        rows = [row for row in parse_rows(store.read(entry.path)) if row["step"] > step]
+        # Rows of an attempt from another checkpoint would leave a gap. Those from this one are alike.
+        if rows and rows[0]["step"] == step + 1 and len(rows) > len(behind):
+            behind = rows
+    if record is None and not behind:
+        return None
+    files = [file.path for file in record.metrics] if record else []
+    return UnfinishedRun(store=store, checkpoint_step=step, files=files, behind=behind)
 
 
-def _checkpoints(store: Store, folder: str) -> Iterator[tuple[int, list[Row]]]:
-    """Step and rows of the checkpoints that can be read, the newest first."""
-    paths = [entry.path for entry in store.list(f"{folder}/checkpoints")]
-    for path in reversed(paths):
-        if not PurePosixPath(path).match("checkpoints/step-*.json"):
-            continue
+def _records(store: Store, folder: str) -> Iterator[CheckpointRecord]:
+    """Records of checkpoints that can be read, the newest first."""
+    found = {}
+    for entry in store.list(f"{folder}/checkpoints"):
+        name = re.fullmatch(r"step-(\d+)\.json", PurePosixPath(entry.path).name)
+        if name:
+            found[int(name.group(1))] = entry.path
+    for step in sorted(found, reverse=True):
         try:
-            record = CheckpointRecord.model_validate_json(store.read(path))
-            yield (
-                record.step,
-                [row for file in record.metrics for row in parse_rows(store.read(file.path))],
-            )
+            yield CheckpointRecord.model_validate_json(store.read(found[step]))
         except (ArtifactError, ValidationError):
             continue
