@@ -27,8 +27,9 @@ import torch.distributed as dist
 from tests.train.worlds import config, train
 from transfusion.resources import TrainResources
 from transfusion.storage.local import LocalStore
-from transfusion.train import checkpoint, step
-from transfusion.train.checkpoint import Checkpoints
+from transfusion.train import step
+from transfusion.train.checkpoints import checkpoint
+from transfusion.train.checkpoints.checkpoint import Checkpoints
 from transfusion.train.state import TrainingState
 
 POINTS: dict[str, tuple[Any, str]] = {

@@ -12,7 +12,7 @@ from transfusion.errors import ArtifactError
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
 from transfusion.storage.store import open_store
-from transfusion.train.unfinished import keep_unsaved
+from transfusion.train.checkpoints.unfinished import keep_unsaved
 
 JOB = Path("jobs/quickstart.yaml")
 

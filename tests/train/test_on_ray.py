@@ -18,7 +18,7 @@ from tests.train.outcomes import assert_same_weights, rows
 from tests.train.worlds import config, in_world, stage_context, train_and_keep
 from transfusion.errors import ArtifactError
 from transfusion.resources import Resources, TrainResources
-from transfusion.train.worker import train_on_ray
+from transfusion.train.on_ray.worker import train_on_ray
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

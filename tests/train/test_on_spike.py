@@ -18,9 +18,9 @@ from tests.train.outcomes import (
 )
 from tests.train.worlds import MadeUpSource, config, in_world, train
 from transfusion.resources import TrainResources
+from transfusion.train.checkpoints.saver import Saver
 from transfusion.train.faults import SpikeError
 from transfusion.train.parallel import local
-from transfusion.train.saver import Saver
 from transfusion.train.spikes import SpikeConfig
 from transfusion.train.state import TrainingState
 from transfusion.train.stop import StoppedError

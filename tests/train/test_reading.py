@@ -12,7 +12,7 @@ from tests.train.outcomes import records
 from tests.train.worlds import MadeUpSource, in_world, train
 from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
-from transfusion.train.record import FORMAT, OtherFormatError
+from transfusion.train.checkpoints.record import FORMAT, OtherFormatError
 from transfusion.train.stop import StoppedError
 
 RANKS = 4

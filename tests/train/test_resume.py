@@ -19,11 +19,11 @@ from tests.train.worlds import MadeUpSource, config, train
 from transfusion.errors import ArtifactError
 from transfusion.storage.local import LocalStore
 from transfusion.storage.store import open_store
-from transfusion.train.checkpoint import READ_WITHIN_S
+from transfusion.train.checkpoints.checkpoint import READ_WITHIN_S
+from transfusion.train.checkpoints.record import CheckpointRecord, StoredFile
+from transfusion.train.checkpoints.verifying import Verifier
 from transfusion.train.faults import NotFiniteError
-from transfusion.train.record import CheckpointRecord, StoredFile
 from transfusion.train.step import TransformerTrainee
-from transfusion.train.verifying import Verifier
 
 pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 

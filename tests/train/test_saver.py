@@ -20,7 +20,7 @@ from tests.train.outcomes import (
 from tests.train.worlds import MadeUpSource, config, make_trainee, train
 from transfusion.resources import TrainResources
 from transfusion.storage.local import LocalStore
-from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.checkpoints.checkpoint import Checkpoints
 from transfusion.train.parallel import local
 from transfusion.train.state import TrainingState
 
@@ -85,7 +85,7 @@ from pathlib import Path
 import torch.distributed as dist
 from tests.train.worlds import train
 from transfusion.resources import TrainResources
-from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.checkpoints.checkpoint import Checkpoints
 
 commit = Checkpoints._commit
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.train.worlds import config
 from transfusion.config import validate
-from transfusion.train.record import CheckpointRecord
+from transfusion.train.checkpoints.record import CheckpointRecord
 from transfusion.train.spikes import (
     LEAST_DEVIATION,
     Rewind,

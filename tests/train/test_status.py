@@ -9,8 +9,8 @@ from ray.experimental import internal_kv
 
 from tests.serve.serving import until
 from tests.train.worlds import stage_context
-from transfusion.train import status
-from transfusion.train.status import KEPT_MESSAGES, Teller, follow
+from transfusion.train.on_ray import status
+from transfusion.train.on_ray.status import KEPT_MESSAGES, Teller, follow
 
 
 @pytest.fixture

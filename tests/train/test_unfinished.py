@@ -7,10 +7,10 @@ from tests.train.worlds import MadeUpSource, config, train
 from transfusion.resources import TrainResources
 from transfusion.storage.local import LocalStore
 from transfusion.storage.store import open_store
+from transfusion.train.checkpoints.record import CheckpointRecord
+from transfusion.train.checkpoints.unfinished import UNSAVED, keep_unsaved, read_unfinished
 from transfusion.train.faults import NotFiniteError
 from transfusion.train.metrics import parse_rows
-from transfusion.train.record import CheckpointRecord
-from transfusion.train.unfinished import UNSAVED, keep_unsaved, read_unfinished
 
 pytestmark = pytest.mark.usefixtures("world", "unchecked_shapes")
 
@@ -134,8 +134,8 @@ def test_of_a_long_run_the_newest_files_are_enough(tmp_path, monkeypatch, whole)
     trained, _ = whole
     with pytest.raises(InterruptedError):
         train(tmp_path, settings=config(checkpoint_every_steps=1), stop_after=5)
-    monkeypatch.setattr("transfusion.train.unfinished.NEWEST_FILES", 1)
-    monkeypatch.setattr("transfusion.train.unfinished.PARALLEL_READS", 2)
+    monkeypatch.setattr("transfusion.train.checkpoints.unfinished.NEWEST_FILES", 1)
+    monkeypatch.setattr("transfusion.train.checkpoints.unfinished.PARALLEL_READS", 2)
     found = look(tmp_path)
     assert len(found.files) == found.checkpoint_step == 4
     assert values(found) == trained[:5]

@@ -9,7 +9,7 @@ from ray.train import PreemptionInfo
 from transfusion.errors import SpecError
 from transfusion.resources import TrainResources
 from transfusion.runner.profile import Profile, misfits, read_profile
-from transfusion.train.worker import preemption, room, scaling
+from transfusion.train.on_ray.worker import preemption, room, scaling
 
 
 def read(folder: Path, train: str) -> TrainResources:

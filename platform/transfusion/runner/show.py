@@ -14,8 +14,8 @@ from transfusion.spec.job import Job, read_job
 from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.stage import duration
 from transfusion.storage.store import Store, open_store
+from transfusion.train.checkpoints.unfinished import UnfinishedRun, read_unfinished
 from transfusion.train.loop_config import LoopConfig
-from transfusion.train.unfinished import UnfinishedRun, read_unfinished
 
 
 def plan_text(plan: Sequence[PlannedStage], store: Store) -> str:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 
 from transfusion.errors import ArtifactError
-from transfusion.train.record import OtherFormatError
+from transfusion.train.checkpoints.record import OtherFormatError
 
 Answer = TypeVar("Answer")
 

@@ -15,18 +15,18 @@ from transfusion.resources import TrainResources
 from transfusion.storage.store import Store
 from transfusion.train import faults
 from transfusion.train.agreement import new_attempt
-from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.checkpoints.checkpoint import Checkpoints
+from transfusion.train.checkpoints.saver import Saver
+from transfusion.train.checkpoints.unfinished import keep_unsaved
 from transfusion.train.clock import Clock
 from transfusion.train.faults import NotFiniteError, Skips
 from transfusion.train.metrics import Metrics, Row, Tracker, parse_rows, split_finite
 from transfusion.train.on_spike import OnSpike
 from transfusion.train.parallel import AveragedWeights, reshard
-from transfusion.train.saver import Saver
 from transfusion.train.scratch import scratch_folder
 from transfusion.train.state import TrainingState
 from transfusion.train.stop import StoppedError
 from transfusion.train.trainee import Trainee
-from transfusion.train.unfinished import keep_unsaved
 from transfusion.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 
 import torch.distributed as dist
 
-from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.checkpoints.checkpoint import Checkpoints
+from transfusion.train.checkpoints.record import CheckpointRecord
 from transfusion.train.faults import Skips, SpikeError, remedy
 from transfusion.train.loop_config import LoopConfig
-from transfusion.train.record import CheckpointRecord
 from transfusion.train.spikes import SpikeMemory, checkpoints_before, judge, rewound
 from transfusion.train.state import TrainingState
 

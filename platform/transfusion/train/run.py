@@ -17,11 +17,11 @@ from transfusion.tokenizer.tokenizer import MODEL
 from transfusion.train.config import TrainConfig
 from transfusion.train.fits import plan_faults
 from transfusion.train.init_from import ROLE, list_files
+from transfusion.train.on_ray.worker import train_on_ray
 from transfusion.train.pretrained import Start
 from transfusion.train.preview import Painter
 from transfusion.train.repeated import RepeatedFirstStep
 from transfusion.train.step import TransformerTrainee
-from transfusion.train.worker import train_on_ray
 
 
 def run(config: TrainConfig, inputs: Mapping[str, Artifact], context: StageContext) -> Made:

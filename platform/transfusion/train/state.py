@@ -15,10 +15,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor
 
 from transfusion.train.adam import make_optimizer
-from transfusion.train.checkpoint import Checkpoints
+from transfusion.train.checkpoints.checkpoint import Checkpoints
+from transfusion.train.checkpoints.record import CheckpointRecord
 from transfusion.train.loop_config import LoopConfig
 from transfusion.train.parallel import AveragedWeights, local
-from transfusion.train.record import CheckpointRecord
 from transfusion.train.schedule import checkpoint_mean_decay, ema_decay, learning_rate
 
 log = logging.getLogger(__name__)

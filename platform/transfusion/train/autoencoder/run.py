@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from transfusion.artifacts.artifact import Artifact
 from transfusion.stage import Made, StageContext
 from transfusion.train.autoencoder.config import TrainAutoencoderConfig, raw_input
-from transfusion.train.worker import train_on_ray
+from transfusion.train.on_ray.worker import train_on_ray
 
 
 def run(

@@ -33,16 +33,16 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
 from transfusion.train.agreement import agreed
-from transfusion.train.reading import StoreReader
-from transfusion.train.record import (
+from transfusion.train.checkpoints.reading import StoreReader
+from transfusion.train.checkpoints.record import (
     FORMAT,
     CheckpointRecord,
     OtherFormatError,
     StoredFile,
     other_format,
 )
+from transfusion.train.checkpoints.verifying import Verifier
 from transfusion.train.spikes import SpikeMemory
-from transfusion.train.verifying import Verifier
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from transfusion.errors import ArtifactError, TransfusionError
 from transfusion.resources import TrainResources
 from transfusion.stage import Made, StageContext
 from transfusion.train.lease import lease
-from transfusion.train.status import Teller, follow
+from transfusion.train.on_ray.status import Teller, follow
 
 if TYPE_CHECKING:
     from ray.train import ScalingConfig
@@ -98,7 +98,7 @@ def train_on_ray(
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from transfusion.train.process_group import StoppableTorch
+    from transfusion.train.on_ray.process_group import StoppableTorch
 
     nodes = ray.nodes()
     if len(nodes) == 1 and nodes[0]["Resources"].get("CPU"):
@@ -204,9 +204,9 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     from transfusion.artifacts.artifact import open_artifact
     from transfusion.storage.store import open_store
     from transfusion.train import stop
+    from transfusion.train.checkpoints.record import OtherFormatError
     from transfusion.train.faults import NotFiniteError, SpikeError
     from transfusion.train.finish import run_to_end
-    from transfusion.train.record import OtherFormatError
 
     device = torch.device("cpu")
     if job.use_gpu:

@@ -10,7 +10,7 @@ from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
 
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
-from transfusion.train.record import StoredFile
+from transfusion.train.checkpoints.record import StoredFile
 
 
 class StoreReader(FileSystemReader):

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store
+from transfusion.train.checkpoints.record import CheckpointRecord
 from transfusion.train.metrics import Row, as_lines, last_values, parse_rows
-from transfusion.train.record import CheckpointRecord
 
 UNSAVED = "unsaved"
 """Folder, below the artifact's, of rows behind the last checkpoint of an attempt that ended: a file an attempt."""

@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from transfusion.errors import ArtifactError
 from transfusion.storage.store import Store, sha256_file
-from transfusion.train.record import StoredFile
+from transfusion.train.checkpoints.record import StoredFile
 
 log = logging.getLogger(__name__)
 

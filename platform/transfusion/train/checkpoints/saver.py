@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from transfusion.resources import TrainResources
-from transfusion.train.checkpoint import Checkpoints
-from transfusion.train.record import StoredFile
+from transfusion.train.checkpoints.checkpoint import Checkpoints
+from transfusion.train.checkpoints.record import StoredFile
 from transfusion.train.spikes import SpikeMemory
 
 log = logging.getLogger(__name__)

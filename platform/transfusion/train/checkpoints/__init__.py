@@ -1,0 +1,1 @@
+"""What a run keeps so that it can go on: written, committed, verified, read, and looked at by others."""

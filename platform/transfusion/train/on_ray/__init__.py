@@ -1,0 +1,1 @@
+"""Ray Train around the loop: all that `transfusion.train` knows of Ray."""
