@@ -32,6 +32,9 @@ class TrainResources(Config):
     """Workers that share one copy of weights and optimizer, such as those of a machine; groups hold copies and
     exchange gradients only. All workers share one when left out, and in a range of workers while their number
     is no multiple of it."""
+    gathered_for: Literal["layer", "step"] = "layer"
+    """How long a worker holds weights that it gathered: while a layer computes, there and back; or from the first
+    micro-batch of a step to its last, which takes 2 bytes a weight in bf16 and gathers them once for all lanes."""
     peak_tflops: float | None = Field(None, gt=0)
     """Of a worker's device in dense bf16 products, for the model FLOPs' utilisation; known of common GPUs."""
     data_cache_gib: float = Field(1, gt=0)

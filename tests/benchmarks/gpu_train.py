@@ -13,8 +13,9 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from unittest.mock import patch
 
 import torch
@@ -40,6 +41,7 @@ from transfusion.train.loop_config import AdamMoments
 from transfusion.train.parallel import (
     AveragedWeights,
     data_mesh,
+    hold_gathered,
     local,
     set_precision,
     shard,
@@ -60,6 +62,7 @@ class Memory:
     averaged: bool = True
     checkpointing: ActivationCheckpointing = "none"
     chunk_rows: int | None = None
+    gathered_for: Literal["layer", "step"] = "layer"
 
 
 FITTING: Mapping[str, Memory] = {
@@ -111,7 +114,9 @@ class Training:
 
     def step(self) -> None:
         """One update of the weights."""
-        for _ in range(self._accumulate):
+        for index in range(self._accumulate):
+            if self._memory.gathered_for == "step":
+                hold_gathered(self._model, after_backward=index < self._accumulate - 1)
             self._forward_backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
@@ -272,7 +277,9 @@ def main(given: Sequence[str] | None = None) -> int:
     faults: dict[str, str] = {}
     with one_process("nccl" if device.is_cuda else "gloo"):
         for preset in arguments.preset or ["1.4B", "7B"]:
-            memory = FITTING.get(preset, FITTING["7B"])
+            memory = replace(
+                FITTING.get(preset, FITTING["7B"]), gathered_for=arguments.gathered_for
+            )
             setting = Setting(
                 preset=preset,
                 sequences=arguments.sequences or memory.sequences,
@@ -315,6 +322,12 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=4096, help="positions of a sequence")
     parser.add_argument(
         "--accumulate", type=int, default=4, help="micro-batches of an update of the weights"
+    )
+    parser.add_argument(
+        "--gathered-for",
+        default="layer",
+        choices=("layer", "step"),
+        help="as in a profile: weights in bf16 are made anew for each micro-batch, or once an update",
     )
     parser.add_argument("--rounds", type=int, default=8, help="turns of each kind of attention")
     parser.add_argument(

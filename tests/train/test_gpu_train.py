@@ -10,7 +10,7 @@ def test_every_kind_of_attention_is_measured_and_nothing_is_compiled_late(tmp_pa
     # A process of its own: it joins a world, and the checks of shapes that tests have cannot be traced.
     words = (
         f"{sys.executable} -m tests.benchmarks.gpu_train --device cpu --preset tiny --length 128 "
-        f"--sequences 1 --rounds 1 --accumulate 2 --compile off aot_eager --out {out}"
+        f"--sequences 1 --rounds 1 --accumulate 2 --compile off aot_eager --gathered-for step --out {out}"
     )
     done = subprocess.run(words.split(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

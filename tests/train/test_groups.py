@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch.distributed as dist
+from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
-from tests.train.outcomes import rows
+from tests.train.outcomes import assert_same, rows
 from tests.train.worlds import MadeUpSource, config, in_world, make_trainee, train
 from transfusion.errors import ArtifactError
 from transfusion.resources import TrainResources
@@ -76,3 +77,44 @@ def test_groups_take_the_steps_of_one_and_read_each_others_checkpoints(tmp_path)
         for row, by_one in zip(steps, expected, strict=True):
             assert row == pytest.approx(by_one, rel=1e-5), name
             assert row["loss"] == pytest.approx(by_one["loss"], rel=1e-6), name
+
+
+@contextlib.contextmanager
+def gathered_weights():
+    """How often FSDP gathers the weights of a module."""
+    found, plain = [], FSDPParamGroup.unshard
+
+    def counted(group, *args, **kwargs):
+        if not group.is_unsharded:
+            found.append(group)
+        return plain(group, *args, **kwargs)
+
+    FSDPParamGroup.unshard = counted
+    try:
+        yield found
+    finally:
+        FSDPParamGroup.unshard = plain
+
+
+def hold(folder):
+    """Two workers with four micro-batches each: weights are gathered for each, or once."""
+    source, settings, outcomes = MadeUpSource(lanes=8), config(steps=4), {}
+    for gathered_for in ("layer", "step"):
+        resources = TrainResources(gathered_for=gathered_for)
+        with gathered_weights() as found:
+            make_trainee(settings, source, resources).forward_backward(0)
+        # With a layer's: there and back; the last layers are still there when the way back begins.
+        outcomes[f"{gathered_for} gathers"] = len(found)
+        outcomes[gathered_for] = train(
+            folder / gathered_for, settings=settings, source=source, resources=resources
+        )
+    if dist.get_rank() == 0:
+        (folder / "outcomes.json").write_text(json.dumps(outcomes))
+
+
+def test_weights_held_for_a_step_are_gathered_once_and_change_nothing(tmp_path):
+    in_world(2, hold, tmp_path)
+    outcomes = json.loads((tmp_path / "outcomes.json").read_text())
+    assert_same(*((tmp_path / name, outcomes[name]) for name in ("layer", "step")))
+    assert outcomes["step gathers"] == NUM_SHARDED
+    assert outcomes["layer gathers"] >= 4 * NUM_SHARDED

@@ -94,6 +94,13 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def hold_gathered(model: nn.Module, *, after_backward: bool) -> None:
+    """Has gathered weights stay after a forward, and after the next backward or not: for further micro-batches."""
+    assert isinstance(model, FSDPModule)
+    model.set_reshard_after_forward(False)
+    model.set_reshard_after_backward(not after_backward)
+
+
 def add_up_copies(model: nn.Module, *, after_backward: bool) -> None:
     """Whether groups of ranks that hold copies add up their gradients after the next backward, or keep them."""
     assert isinstance(model, FSDPModule)

@@ -36,6 +36,7 @@ from transfusion.train.parallel import (
     add_up_copies,
     all_sum,
     gather,
+    hold_gathered,
     lanes_of,
     set_precision,
 )
@@ -87,6 +88,7 @@ class TransformerTrainee:
         self._noising = Noising.of(config.objective, device=device)
         self._make_painter = painter
         self._painter: Painter | None = None
+        self._holds_gathered = resources.gathered_for == "step"
         self._peak = peak_tflops(device, resources.peak_tflops)
         self._lane_losses: list[tuple[int, Tensor]] = []
         self._reading = ReadAhead(source, steps=config.steps, pinned=device.type == "cuda")
@@ -118,7 +120,10 @@ class TransformerTrainee:
         self._lane_losses = []
         for index, (lane, batch) in enumerate(zip(owned, batches, strict=True)):
             # Once a step, not once a micro-batch.
-            add_up_copies(self.model, after_backward=index == len(owned) - 1)
+            last = index == len(owned) - 1
+            add_up_copies(self.model, after_backward=last)
+            if self._holds_gathered:
+                hold_gathered(self.model, after_backward=not last)
             watch.mark("forward")
             sums = self._forward(batch, tally)
             share = combine(
