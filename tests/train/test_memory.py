@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.tiny import LATENT, model_config
 from tests.train.worlds import SPECIAL, MadeUpSource, config, in_world, make_trainee
 from transfusion.model.transformer import TransfusionModel
+from transfusion.model.unet import ResidualBlock
 from transfusion.objective import ChunkedTextLosses, combine, loss_sums
 from transfusion.resources import TrainResources
 from transfusion.train.blocks import checkpoint_blocks, compile_blocks
@@ -85,6 +86,7 @@ def compare_compiled(backend):
     if backend != "inductor":
         compare_over_steps("full", backend)
         make_one_graph(backend)
+    compare_residual(backend)
 
 
 def compare_over_steps(checkpointing, backend):
@@ -105,6 +107,31 @@ def compare_over_steps(checkpointing, backend):
     assert counters["stats"]["unique_graphs"] == warm
     # On CPU checkpointed blocks run uncompiled.
     assert (warm > 0) == (checkpointing == "none")
+
+
+def compare_residual(backend):
+    """Of a U-Net: a graph for each shape there and back, another without gradients, and none later."""
+    torch._dynamo.reset()
+    counters.clear()
+    model, plain = make_model(), make_model()
+    residual = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+    assert len(residual) > 3
+    compile_blocks(residual, backend=backend)
+    warm = 0
+    for step in range(4):
+        loss, found = gradients(model, step)
+        expected_loss, expected = gradients(plain, step)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=1e-5, rtol=1e-3)
+        batch = MadeUpSource().validation(step)
+        with torch.no_grad():
+            one, other = (made(batch, batch.latents).epsilon for made in (model, plain))
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+        if step == 1:
+            warm = counters["stats"]["unique_graphs"]
+    # Two levels, either way, each with gradients and without.
+    assert counters["stats"]["unique_graphs"] == warm == 8
 
 
 def make_one_graph(backend):

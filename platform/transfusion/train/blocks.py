@@ -37,6 +37,10 @@ KEPT = frozenset(
 Batched products are not among them: scores of attention written out are larger than all else together."""
 
 
+MAX_SHAPES = 64
+"""That may be compiled of one code: levels of a U-Net, there and back, in training and in validation."""
+
+
 def checkpoint_blocks(blocks: Iterable[nn.Module], how: ActivationCheckpointing) -> None:
     """Keeps less of each block's forward for its backward, which computes the rest anew: the same to the bit."""
     if how == "none":
@@ -57,12 +61,15 @@ def compile_blocks(
 ) -> None:
     """Compiles each block; to be called after `checkpoint_blocks`, so that what is kept is decided in the graph.
 
-    Blocks are alike, and one compilation serves all of them. On CPU, where attention stays outside the graph,
-    blocks that are also checkpointed run uncompiled.
+    Blocks that are alike share one compilation; those of a U-Net are of as many shapes as it has levels. On CPU,
+    where attention stays outside the graph, blocks that are also checkpointed run uncompiled.
 
     Args:
         fullgraph: Whether it is an error that a block is not one graph.
     """
+    # Torch gives up at 8, which blocks of other shapes that share their code count towards.
+    limit = max(torch._dynamo.config.recompile_limit, MAX_SHAPES)
+    torch._dynamo.config.recompile_limit = limit
     for block in blocks:
         compiled = torch.compile(block.forward, dynamic=False, backend=backend, fullgraph=fullgraph)
         block.forward = _Compiled(compiled)

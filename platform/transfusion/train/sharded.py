@@ -10,6 +10,7 @@ from torch import Tensor
 
 from transfusion.model.initial import initial_weight, initialize
 from transfusion.model.transformer import TransfusionModel
+from transfusion.model.unet import ResidualBlock
 from transfusion.model.weights_file import LazyTensors, file_order, write_tensors
 from transfusion.resources import TrainResources
 from transfusion.sequence.special import SpecialIds
@@ -47,7 +48,8 @@ def make_sharded(
         freeze_text(model)
     checkpoint_blocks(model.blocks, resources.activation_checkpointing)
     if config.compile:
-        compile_blocks(model.blocks)
+        residual = [module for module in model.modules() if isinstance(module, ResidualBlock)]
+        compile_blocks([*model.blocks, *residual])
     mesh = data_mesh(device, shard_group_size=resources.shard_group_for(dist.get_world_size()))
     # The ways of a U-Net are as large as many blocks: by themselves their weights come while others compute.
     ways = [model.down, model.up] if config.model.adapter == "unet" else []
