@@ -47,7 +47,8 @@ class TrainConfig(LoopConfig):
     by_modality`."""
 
     compile: bool = False
-    """Blocks, and those of a U-Net, are compiled: a minute or two at the start, faster steps on GPUs, and other last bits."""
+    """Blocks, those of a U-Net too, are compiled: a minute or two at the start, faster steps on GPUs, and other last
+    bits."""
 
     lm_head_chunk_rows: int | None = Field(None, ge=1)
     """Text rows whose logits exist at once; the others' are computed in turn, and again on the way back. For
