@@ -47,8 +47,7 @@ class TrainConfig(LoopConfig):
     by_modality`."""
 
     compile: bool = False
-    """Blocks, those of a U-Net too, are compiled: a minute or two at the start, faster steps on GPUs, and other last
-    bits."""
+    """Blocks, a U-Net's too, are compiled: a minute or two at the start, faster steps on GPUs, other last bits."""
 
     lm_head_chunk_rows: int | None = Field(None, ge=1)
     """Text rows whose logits exist at once; the others' are computed in turn, and again on the way back. For
