@@ -110,7 +110,9 @@ def test_what_the_checkpoint_has_not_keeps_its_weights(tmp_path):
     special = SpecialIds.after(VOCABULARY)
     new = [special.pad, special.boi, special.eoi]
     for name in ("embedding.weight", "head.weight"):
-        torch.testing.assert_close(after[name][new], before[name][new], atol=0, rtol=0)
+        # New rows are as long as its own, whatever ours are drawn at.
+        lengths = after[name].norm(dim=1)
+        assert float(lengths[new].mean() / lengths[:VOCABULARY].mean()) == pytest.approx(1, abs=0.2)
         # Its own begin and end of a document, by its config.
         named = after[name][[theirs.config.bos_token_id, theirs.config.eos_token_id]]
         assert torch.equal(after[name][[special.bos, special.eos]], named)

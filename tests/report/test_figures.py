@@ -21,8 +21,11 @@ def test_whatever_training_measures_is_in_a_chart() -> None:
     sums |= {f"grad_{group}": 1.0 for group in GROUPS} | {"text_size": 1.0, "image_size": 1.0}
     written = measured(sums, {"text_tokens": 1.0, "images": 1.0})
     drawn = {name for members in FAMILIES.values() for name in members}
+    alone = [Point(1.0, written["grad_norm"])]
+    (norm,) = measured_charts(Metrics({"grad_norm": alone}, {}, {}), 100)
+    assert norm.title == "Gradient norm, before clipping"
     # How many images a level had is what its loss is divided by.
-    assert {name for name in written if not name.startswith("images_t")} == drawn
+    assert {name for name in written if not name.startswith("images_t")} == drawn | {"grad_norm"}
 
 
 def test_a_chart_names_its_lines_and_what_was_not_measured_has_none() -> None:
