@@ -12,6 +12,7 @@ import numpy as np
 from tests.pipeline import commit, make
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.latents import LATENTS_INDEX, LATENTS_RAW, LatentRow, latents_table
+from transfusion.artifacts.mixture import read_mixture
 from transfusion.artifacts.publish import publish_folder
 from transfusion.artifacts.shards import INDEX, REJECTS, ROWS, rejects_table
 from transfusion.artifacts.tables import load_table, store_table
@@ -125,13 +126,16 @@ def filtered(mixture: Artifact) -> dict[str, int]:
     return dict(outcomes.filtered)
 
 
-def plan_files(mixture: Artifact) -> list[list[bytes]]:
-    """References of the training sequences, file by file."""
-    return [
-        load_table(mixture.store, file)["references"].to_pylist()
-        for file in mixture.manifest.content.files
-        if file.name.startswith("train/")
-    ]
+def plan_lanes(mixture: Artifact) -> list[list[bytes]]:
+    """References of the training sequences of each lane, in their order."""
+    lanes: list[list[bytes]] = [[] for _ in range(read_mixture(mixture).lanes)]
+    for file in mixture.manifest.content.files:
+        if file.name.startswith("train/"):
+            table = load_table(mixture.store, file)
+            rows = zip(table["lane"].to_pylist(), table["references"].to_pylist(), strict=True)
+            for lane, references in rows:
+                lanes[lane].append(references)
+    return lanes
 
 
 def sha_of_image(name: str) -> bytes:

@@ -8,7 +8,7 @@ STAGE = Stage(
     inputs={ANY_ROLE: Input(kinds=("latents", "tokens"))},
     output="mixture",
     body="data_pipelines.mix.run:run",
-    version=3,
+    version=4,
     raw="data_pipelines.mix.config:raw_input",
     check="data_pipelines.mix.config:check",
     needs_ray=False,

@@ -19,17 +19,26 @@ from transfusion.sequence.packing import PackedSteps, pack
 from transfusion.sequence.shape import Limits, Shape
 from transfusion.stage import StageContext
 
-SEQUENCES_PER_FILE = 2048
-"""Of one lane: a file is read whole when its first step is reached."""
+SEQUENCES_PER_LANE = 2048
+"""Of one block."""
 
 SEQUENCES_PER_BLOCK = 2**18
-"""Of all lanes, which are held while they are packed: more than 128 lanes have shorter files."""
+"""Of all lanes, which are held while they are packed: more than 128 lanes have shorter blocks."""
+
+SEQUENCES_PER_FILE = 2**15
+"""Of some lanes: every worker reads the list of all files, of which 500,000 steps of 512 lanes have 8,000."""
 
 
 def steps_per_block(shape: Shape) -> int:
-    """Steps whose sequences are planned together, and of which a lane has one file."""
-    per_lane = min(SEQUENCES_PER_FILE, SEQUENCES_PER_BLOCK // shape.lanes)
+    """Steps whose sequences are planned together."""
+    per_lane = min(SEQUENCES_PER_LANE, SEQUENCES_PER_BLOCK // shape.lanes)
     return max(1, per_lane // shape.sequences_per_micro_batch)
+
+
+def lanes_per_file(shape: Shape) -> int:
+    """Lanes whose sequences of a block lie in one file."""
+    per_lane = steps_per_block(shape) * shape.sequences_per_micro_batch
+    return min(shape.lanes, max(1, SEQUENCES_PER_FILE // per_lane))
 
 
 class Plan:
@@ -37,7 +46,7 @@ class Plan:
 
     def __init__(self, config: MixConfig, context: StageContext, shape: Shape) -> None:
         self._config, self._context, self._shape = config, context, shape
-        self.steps_per_block = steps_per_block(shape)
+        self.steps_per_block, self.lanes_per_file = steps_per_block(shape), lanes_per_file(shape)
 
     def training(self, streams: Streams, statistics: Statistics) -> Iterator[FileEntry]:
         """The blocks of every lane.
@@ -61,9 +70,8 @@ class Plan:
                     statistics.add(block)
                     if not block.num_steps:
                         break
-                    tables = self._tables(block, streams, self._shape)
-                    for lane, table in enumerate(tables):
-                        yield self._stored(block_name(lane, number), table)
+                    for first_lane, table in self._tables(block, streams, self._shape):
+                        yield self._stored(block_name(first_lane, number), table)
                     progress.advance(block.num_steps)
             except Exhausted as exhausted:
                 raise ArtifactError(self._explained(exhausted, streams)) from exhausted
@@ -84,7 +92,7 @@ class Plan:
             phases=streams.phases,
             fixed_limits=limits,
         )
-        [table] = self._tables(block, streams, shape)
+        [(_, table)] = self._tables(block, streams, shape)
         return self._stored(VALIDATION, table)
 
     def _explained(self, exhausted: Exhausted, streams: Streams) -> str:
@@ -101,21 +109,25 @@ class Plan:
             "when_exhausted is fail: raise max_epochs or max_tokens, lower its weight, or plan fewer steps"
         )
 
-    def _tables(self, block: PackedSteps, streams: Streams, shape: Shape) -> Iterator[pa.Table]:
-        """Of one lane after the other: only one is in memory beside the block."""
+    def _tables(
+        self, block: PackedSteps, streams: Streams, shape: Shape
+    ) -> Iterator[tuple[int, pa.Table]]:
+        """Of some lanes after the others, with the first of them: only one is in memory beside the block."""
         # Sequences lie in the order step, lane, slot.
         per_lane = shape.sequences_per_micro_batch
         lane_of = np.arange(len(block.counts)) // per_lane % shape.lanes
         by_lane = np.argsort(np.repeat(lane_of, block.counts), kind="stable")
         counts = block.counts[np.argsort(lane_of, kind="stable")].reshape(shape.lanes, -1)
-        ends = np.cumsum(counts.sum(axis=1)).tolist()
-        for of_lane, (start, end) in zip(counts, pairwise([0, *ends]), strict=True):
-            yield sequences_table(
-                self._words(block, by_lane[start:end], streams),
-                counts=of_lane,
+        ends = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
+        for first, last in pairwise([*range(0, shape.lanes, self.lanes_per_file), shape.lanes]):
+            table = sequences_table(
+                self._words(block, by_lane[ends[first] : ends[last]], streams),
+                counts=counts[first:last],
+                first_lane=first,
                 first_step=block.first_step,
                 sequences_per_step=per_lane,
             )
+            yield first, table
 
     def _words(
         self, block: PackedSteps, chosen: Int64[np.ndarray, " r"], streams: Streams

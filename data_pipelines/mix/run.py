@@ -102,6 +102,7 @@ def run(config: MixConfig, inputs: Mapping[str, Artifact], context: StageContext
         lanes=config.lanes,
         steps=statistics.num_steps,
         steps_per_block=plan.steps_per_block,
+        lanes_per_file=plan.lanes_per_file,
         image_slots=statistics.limits.image_slots,
         text_rows=statistics.limits.text_rows,
         latent_channels=latent.channels,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.mix.pieces import split
-from tests.mixes import Doc, keys_of, mix, pair, plan_files, prose
+from tests.mixes import Doc, keys_of, mix, pair, plan_lanes, prose
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import read_mixture
 from transfusion.errors import ArtifactError
@@ -28,10 +28,10 @@ LAST = {
 
 
 def begins_with(long: Artifact, short: Artifact, steps: int) -> bool:
-    """Whether the first steps of a plan are those of another; both of one file a lane."""
+    """Whether the first steps of a plan are those of another."""
     rows = steps * read_mixture(short).sequences_per_micro_batch
     return all(
-        a[:rows] == b[:rows] for a, b in zip(plan_files(long), plan_files(short), strict=True)
+        a[:rows] == b[:rows] for a, b in zip(plan_lanes(long), plan_lanes(short), strict=True)
     )
 
 

@@ -1,18 +1,29 @@
-"""The files of a plan: a lane's sequences in blocks whose size does not grow with the number of lanes."""
+"""The files of a plan: some lanes' sequences, in blocks whose size does not grow with the number of lanes."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_pipelines.mix import plan as planning
 from data_pipelines.mix import reading
-from data_pipelines.mix.plan import SEQUENCES_PER_BLOCK, SEQUENCES_PER_FILE, steps_per_block
-from tests.mixes import mix, pair, plan_files, prose
+from data_pipelines.mix.plan import (
+    SEQUENCES_PER_BLOCK,
+    SEQUENCES_PER_FILE,
+    SEQUENCES_PER_LANE,
+    lanes_per_file,
+    steps_per_block,
+)
+from tests.mixes import mix, pair, prose
+from transfusion.artifacts import tables
 from transfusion.artifacts.artifact import Artifact
-from transfusion.artifacts.mixture import read_mixture
+from transfusion.artifacts.mixture import References, read_mixture
 from transfusion.artifacts.tables import load_table
 from transfusion.errors import ArtifactError
+from transfusion.ingest import plan as ingest_plan
+from transfusion.ingest.cache import Cache
+from transfusion.ingest.plan import Piece, PlanReader
 from transfusion.sequence.shape import Shape
 
 DOCS = {
@@ -26,10 +37,15 @@ def sequences(made: Artifact) -> dict[tuple[int, int, int], bytes]:
     found = {}
     for file in made.manifest.content.files:
         if file.name.startswith("train/"):
-            lane = int(file.name.split("/")[1])
             for row in load_table(made.store, file).to_pylist():
-                found[row["step"], lane, row["slot"]] = row["references"]
+                found[row["step"], row["lane"], row["slot"]] = row["references"]
     return found
+
+
+def rows_of_files(made: Artifact) -> list[int]:
+    return [
+        file.rows or 0 for file in made.manifest.content.files if file.name.startswith("train/")
+    ]
 
 
 def test_shorter_blocks_hold_the_same_sequences(
@@ -39,11 +55,40 @@ def test_shorter_blocks_hold_the_same_sequences(
     whole = mix(tmp_path / "whole", DOCS, **options)
     monkeypatch.setattr(planning, "SEQUENCES_PER_BLOCK", 50)
     parted = mix(tmp_path / "parted", DOCS, **options)
-    assert read_mixture(whole).steps_per_block == SEQUENCES_PER_FILE // 2
+    assert read_mixture(whole).steps_per_block == SEQUENCES_PER_LANE // 2
     assert read_mixture(parted).steps_per_block == 50 // 3 // 2
-    assert [len(part) for part in plan_files(parted)] == [16] * 15
+    assert (rows_of_files(whole), rows_of_files(parted)) == ([240], [48] * 5)
     assert len(sequences(whole)) == 240
     assert sequences(whole) == sequences(parted)
+
+
+@pytest.mark.parametrize(
+    ("per_file", "rows"), [(1, [16] * 9 + [12] * 3), (40, [32, 16] * 3 + [24, 12])]
+)
+def test_a_lane_is_read_from_a_file_of_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, per_file: int, rows: list[int]
+) -> None:
+    options: dict[str, Any] = {"lanes": 3, "sequences_per_micro_batch": 2, "num_steps": 30}
+    monkeypatch.setattr(planning, "SEQUENCES_PER_BLOCK", 50)
+    monkeypatch.setattr(planning, "SEQUENCES_PER_FILE", per_file)
+    for module in (tables, ingest_plan):  # groups that end within a lane and within a micro-batch
+        monkeypatch.setattr(module, "ROWS_PER_GROUP", 5)
+    made = mix(tmp_path / "store", DOCS, **options)
+    assert rows_of_files(made) == rows
+    wanted, reader = sequences(made), PlanReader(made, read_mixture(made), Cache(2**20))
+    assert len(wanted) == 180
+    for step in range(30):
+        for lane in range(3):
+            read = reader.sequences(step, lane)
+            assert [packed(pieces) for pieces in read] == [
+                wanted[step, lane, slot] for slot in (0, 1)
+            ]
+
+
+def packed(pieces: list[Piece]) -> bytes:
+    """References of a sequence as they are stored."""
+    columns = [np.array(column) for column in zip(*pieces, strict=True)]
+    return References(**dict(zip(Piece._fields, columns, strict=True))).to_words().tobytes()
 
 
 @pytest.mark.parametrize(
@@ -55,6 +100,8 @@ def test_a_block_holds_so_many_sequences_however_many_lanes_there_are(
     shape = Shape(sequence_length=64, sequences_per_micro_batch=per, lanes=lanes)
     assert steps_per_block(shape) == steps
     assert steps * per * lanes <= SEQUENCES_PER_BLOCK
+    together = lanes_per_file(shape)
+    assert together == min(lanes, SEQUENCES_PER_FILE // (steps * per))
 
 
 def test_an_end_before_the_first_step_is_an_error_and_no_empty_plan(tmp_path: Path) -> None:

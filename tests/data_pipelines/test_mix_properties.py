@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from tests.mixes import Doc, mix, pair, plan_files, prose, sha_of_image
+from tests.mixes import Doc, mix, pair, plan_lanes, prose, sha_of_image
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import Mixture, References, block_name, read_mixture
 from transfusion.artifacts.tables import load_table
@@ -58,8 +58,8 @@ def uses_of(made: Artifact) -> list[Use]:
     for file in made.manifest.content.files:
         if not file.name.startswith("train/"):
             continue
-        lane = int(file.name.split("/")[1])
         for row in load_table(made.store, file).to_pylist():
+            lane = row["lane"]
             words = References.from_words(np.frombuffer(row["references"], "<u8").reshape(-1, 2))
             at = (row["step"] * plan.lanes + lane) * plan.sequences_per_micro_batch + row["slot"]
             for i in range(len(words.row)):
@@ -226,7 +226,7 @@ def test_fewer_steps_and_no_phase_behind_are_a_prefix(
     until = min(shorter, drawn["phase"] or shorter)
     short = made_from(tmp_path / "store", drawn, steps=until, phase=None)
     rows = until * drawn["per"]
-    for whole, part in zip(plan_files(long), plan_files(short), strict=True):
+    for whole, part in zip(plan_lanes(long), plan_lanes(short), strict=True):
         assert whole[:rows] == part
 
 
@@ -261,8 +261,8 @@ def test_any_workers_from_any_step_on_take_the_same_global_batches(
         assert sorted(taken) == wanted[step]
 
 
-def test_the_files_of_a_lane_hold_its_steps_in_order(tmp_path: Path) -> None:
-    """Of more steps than a file: 2,048 sequences of a lane."""
+def test_the_blocks_of_a_lane_hold_its_steps_in_order(tmp_path: Path) -> None:
+    """Of more steps than a block: 2,048 sequences of a lane."""
     made = mix(tmp_path / "store", DOCS, num_steps=1100, lanes=1, sequences_per_micro_batch=2)
     plan: Mixture = read_mixture(made)
     assert plan.steps_per_block == 1024

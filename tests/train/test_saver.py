@@ -19,7 +19,6 @@ from tests.train.outcomes import (
 )
 from tests.train.worlds import MadeUpSource, config, make_trainee, train
 from transfusion.resources import TrainResources
-from transfusion.storage.local import LocalStore
 from transfusion.train.checkpoints.checkpoint import Checkpoints
 from transfusion.train.parallel import local
 from transfusion.train.state import TrainingState
@@ -65,15 +64,8 @@ def test_background_and_pause_come_to_the_same(calm, tmp_path):
     assert {path.relative_to(tmp_path).as_posix() for path in there if path.is_file()} == files
 
 
-def test_a_save_that_fails_ends_the_run_at_a_later_step(tmp_path, monkeypatch):
-    put_file = LocalStore.put_file
-
-    def full(store, path, source):
-        if "step-000002" in path:
-            raise OSError(28, "No space left on device")
-        put_file(store, path, source)
-
-    monkeypatch.setattr(LocalStore, "put_file", full)
+def test_a_save_that_fails_ends_the_run_at_a_later_step(tmp_path, fill_disk):
+    fill_disk("step-000002")
     with pytest.raises(OSError, match="No space left"):
         train(tmp_path, resources=BACKGROUND)
     assert steps_saved(tmp_path) == []

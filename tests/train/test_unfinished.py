@@ -5,7 +5,6 @@ import pytest
 from tests.train.outcomes import rows
 from tests.train.worlds import MadeUpSource, config, train
 from transfusion.resources import TrainResources
-from transfusion.storage.local import LocalStore
 from transfusion.storage.store import open_store
 from transfusion.train.checkpoints.record import CheckpointRecord
 from transfusion.train.checkpoints.unfinished import UNSAVED, keep_unsaved, read_unfinished
@@ -89,16 +88,9 @@ def test_a_record_that_cannot_be_read_is_passed_over(tmp_path, whole):
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_rows_of_a_save_that_failed_are_kept(tmp_path, whole, monkeypatch, background):
+def test_rows_of_a_save_that_failed_are_kept(tmp_path, whole, fill_disk, background):
     trained, _ = whole
-    put_file = LocalStore.put_file
-
-    def full(store, path, source):
-        if "step-000004" in path:
-            raise OSError(28, "No space left on device")
-        put_file(store, path, source)
-
-    monkeypatch.setattr(LocalStore, "put_file", full)
+    fill_disk("step-000004")
     with pytest.raises(OSError, match="No space left"):
         train(tmp_path, resources=TrainResources(checkpoint_async=background))
     found = look(tmp_path)

@@ -1,8 +1,8 @@
 """Kind `mixture`: the plan of a run. Which pieces of which documents are in which sequence; no data.
 
-Files `train/<lane>/<block>` and `validation`: one row a sequence, in the order step, slot; a sequence is its
-references, 16 bytes each. Extending a run adds blocks and leaves the earlier ones as they were. `held_out`: what
-may be evaluated on, a row a document; `rejects`: what fits no sequence.
+Files `train/<lane>/<block>`, each of some lanes from that one on, and `validation`: one row a sequence, in the
+order lane, step, slot; a sequence is its references, 16 bytes each. Extending a run adds blocks and leaves earlier
+ones as they were. `held_out`: what may be evaluated on, a row a document; `rejects`: what fits no sequence.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,7 @@ from transfusion.artifacts.artifact import Artifact
 
 SEQUENCES_SCHEMA = pa.schema(
     [
+        ("lane", pa.int32()),
         ("step", pa.int64()),
         ("slot", pa.int16()),
         ("references", pa.binary()),  # pairs of uint64, little-endian; see `References`
@@ -87,6 +88,8 @@ class Mixture(_Record):
     steps: int
     """Fewer than were asked for where a source ended the plan."""
     steps_per_block: int
+    lanes_per_file: int = 1
+    """A file has as many steps of each; those from plans of version 3 and before have one lane."""
     image_slots: int
     text_rows: int
     latent_channels: int
@@ -116,9 +119,9 @@ def read_mixture(artifact: Artifact) -> Mixture:
     return Mixture.model_validate(artifact.metadata)
 
 
-def block_name(lane: int, block: int) -> str:
-    """The file with `steps_per_block` steps of a lane."""
-    return f"train/{lane:05d}/{block:06d}"
+def block_name(first_lane: int, block: int) -> str:
+    """The file with `steps_per_block` steps of each of `lanes_per_file` lanes, fewer at either end of the plan."""
+    return f"train/{first_lane:05d}/{block:06d}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -182,21 +185,23 @@ class References:
 def sequences_table(
     words: UInt64[np.ndarray, "r 2"],
     *,
-    counts: Int64[np.ndarray, " s"],
+    counts: Int64[np.ndarray, "lanes s"],
+    first_lane: int,
     first_step: int,
     sequences_per_step: int,
 ) -> pa.Table:
-    """A table of sequences from the references of all of them, `counts` in each."""
+    """A table of the sequences of some lanes from the references of all of them, `counts` in each."""
     offsets = np.concatenate([[0], np.cumsum(counts)]) * 16
-    # 2 GiB of references in a file would be 130 million: blocks are far smaller.
+    # 2 GiB of references in a file would be 130 million: files are far smaller.
     references = pa.Array.from_buffers(
         pa.binary(),
-        len(counts),
+        counts.size,
         [None, pa.py_buffer(offsets.astype("<i4")), pa.py_buffer(words.astype("<u8").tobytes())],
     )
-    index = np.arange(len(counts))
+    lane, index = np.divmod(np.arange(counts.size), counts.shape[1])
     return pa.table(
         {
+            "lane": pa.array(first_lane + lane, pa.int32()),
             "step": pa.array(first_step + index // sequences_per_step, pa.int64()),
             "slot": pa.array(index % sequences_per_step, pa.int16()),
             "references": references,

@@ -6,7 +6,7 @@ to a store through one.
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -130,3 +130,33 @@ def load_table(store: Store, entry: FileEntry, columns: Sequence[str] | None = N
             f"{store.url(entry.path)}: has {table.num_rows} rows, committed were {entry.rows}"
         )
     return table
+
+
+def read_row_group(
+    store: Store,
+    entry: FileEntry,
+    group: int,
+    columns: Sequence[str],
+    *,
+    open_file: Callable[[], pq.ParquetFile] | None = None,
+) -> pa.Table:
+    """Reads `ROWS_PER_GROUP` rows of a shard, fewer at its end.
+
+    Args:
+        open_file: Opens it in another way than from a verified file.
+
+    Raises:
+        ArtifactError: The file is gone or altered.
+    """
+    try:
+        with open_file() if open_file else _open_verified(store, entry) as file:
+            return file.read_row_group(group, columns=list(columns), use_threads=False)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ArtifactError(
+            f"{store.url(entry.path)}: row group {group} cannot be read: {error}: the file was altered or cut "
+            "short while it was in use; delete it and run its stage again"
+        ) from error
+
+
+def _open_verified(store: Store, entry: FileEntry) -> pq.ParquetFile:
+    return pq.ParquetFile(verified(store, entry), memory_map=True, page_checksum_verification=True)

@@ -9,8 +9,9 @@ import pyarrow as pa
 from jaxtyping import UInt64
 
 from transfusion.artifacts.artifact import Artifact
+from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.mixture import VALIDATION, Mixture, References, block_name
-from transfusion.artifacts.tables import load_table
+from transfusion.artifacts.tables import ROWS_PER_GROUP, read_row_group
 from transfusion.ingest.cache import Cache
 
 Words = UInt64[np.ndarray, "_ 2"]
@@ -28,7 +29,7 @@ class Piece(NamedTuple):
 
 
 class PlanReader:
-    """Reads a block of a lane when its first step is asked for."""
+    """Reads sequences of a lane, some steps at once, when the first of these is asked for."""
 
     def __init__(self, artifact: Artifact, mixture: Mixture, cache: Cache) -> None:
         self._artifact, self._mixture, self._cache = artifact, mixture, cache
@@ -45,24 +46,32 @@ class PlanReader:
                 f"step {step}, lane {lane}: the plan has {plan.steps} steps of {plan.lanes} lanes"
             )
         block, within = divmod(step, plan.steps_per_block)
-        return self._read(block_name(lane, block), within)
+        among = lane % plan.lanes_per_file
+        first_lane = lane - among
+        steps = min(plan.steps_per_block, plan.steps - block * plan.steps_per_block)
+        entry = self._artifact.entry(block_name(first_lane, block))
+        return self._read(entry, micro_batch=among * steps + within)
 
     def validation(self, index: int) -> list[list[Piece]]:
         """The sequences of a held-out micro-batch."""
         number = self._mixture.validation_micro_batches
         if not 0 <= index < number:
             raise IndexError(f"validation {index}: the plan has {number}")
-        return self._read(VALIDATION, index)
+        return self._read(self._artifact.entry(VALIDATION), micro_batch=index)
 
-    def _read(self, name: str, micro_batch: int) -> list[list[Piece]]:
-        block: pa.Array = self._cache.get(("plan", name), partial(self._load, name))
+    def _read(self, entry: FileEntry, *, micro_batch: int) -> list[list[Piece]]:
+        """The sequences of one of those in a file."""
         size = self._mixture.sequences_per_micro_batch
-        values = block[micro_batch * size : (micro_batch + 1) * size]
-        return pieces(np.frombuffer(value.as_buffer(), "<u8").reshape(-1, 2) for value in values)
+        words = []
+        for row in range(micro_batch * size, (micro_batch + 1) * size):
+            group, at = divmod(row, ROWS_PER_GROUP)
+            load = partial(self._load, entry, group)
+            rows: pa.Array = self._cache.get(("plan", entry.name, group), load)
+            words.append(np.frombuffer(rows[at].as_buffer(), "<u8").reshape(-1, 2))
+        return pieces(words)
 
-    def _load(self, name: str) -> tuple[pa.Array, int]:
-        artifact = self._artifact
-        table = load_table(artifact.store, artifact.entry(name), ["references"])
+    def _load(self, entry: FileEntry, group: int) -> tuple[pa.Array, int]:
+        table = read_row_group(self._artifact.store, entry, group, ["references"])
         return table["references"].combine_chunks(), int(table.nbytes)
 
 

@@ -12,11 +12,10 @@ import torch.utils.dlpack
 from jaxtyping import Float16, Int32, Int64, UInt64
 from torch import Tensor
 
-from transfusion.artifacts.artifact import Artifact, verified
+from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.manifest import FileEntry
 from transfusion.artifacts.shards import index_entries, row_entries
-from transfusion.artifacts.tables import ROWS_PER_GROUP
-from transfusion.errors import ArtifactError
+from transfusion.artifacts.tables import ROWS_PER_GROUP, read_row_group
 from transfusion.ingest.cache import Cache
 from transfusion.ingest.images import LatentGroup
 from transfusion.ingest.index import read_shard_index, shard_ids
@@ -121,19 +120,10 @@ class SourceReader:
         return found, found.first.nbytes + found.identity.nbytes
 
     def _read(self, entry: FileEntry, group: int, columns: list[str]) -> pa.Table:
-        try:
-            with self._open(entry) as file:
-                return file.read_row_group(group, columns=columns, use_threads=False)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise ArtifactError(
-                f"{self._store.url(entry.path)}: row group {group} cannot be read: {error}: the file was "
-                "altered or cut short while it was in use; delete it and run its stage again"
-            ) from error
+        ranged = partial(self._open_by_range, entry) if self._by_range else None
+        return read_row_group(self._store, entry, group, columns, open_file=ranged)
 
-    def _open(self, entry: FileEntry) -> pq.ParquetFile:
-        if not self._by_range:
-            place = verified(self._store, entry)
-            return pq.ParquetFile(place, memory_map=True, page_checksum_verification=True)
+    def _open_by_range(self, entry: FileEntry) -> pq.ParquetFile:
         ranges = RangeFile(self._store, entry.path, size_bytes=entry.bytes)
 
         def load() -> tuple[pq.FileMetaData, int]:
