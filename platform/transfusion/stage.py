@@ -146,36 +146,42 @@ class Progress:
         self._log, self._every_s = log, every_s
         self._started = self._told = time.monotonic()
         self._first = 0
+        self._shown: Mapping[str, Any] = {}
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tell({})
+        self._tell()
 
     @property
-    def elapsed_s(self) -> float:
-        """Seconds since this progress began."""
-        return time.monotonic() - self._started
+    def rate(self) -> float:
+        """Of work that was done since the start, a second; 0 before there is any."""
+        return (self.done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def left(self) -> str:
+        """The time that the rest takes at this rate, for people."""
+        return duration((self.total - self.done) / self.rate) if self.rate > 0 else "?"
 
     def start_at(self, done: int) -> None:
-        """Work that was there before: shown as done, not counted in the rate."""
+        """Work begins now, with so much done: neither that nor the time before is in the rate."""
         self.done = self._first = done
+        self._started = time.monotonic()
 
     def advance(self, count: int = 1, **shown: Any) -> None:
         """Adds finished work; `shown` is printed beside the count."""
         self.done += count
-        if time.monotonic() - self._told >= self._every_s:
-            self._tell(shown)
+        self._shown = shown
+        if self.done < self.total and time.monotonic() - self._told >= self._every_s:
+            self._tell()
 
-    def _tell(self, shown: Mapping[str, Any]) -> None:
+    def _tell(self) -> None:
         self._told = time.monotonic()
-        elapsed = max(self._told - self._started, 1e-9)
-        rate = (self.done - self._first) / elapsed
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        extra = "".join(f"  {key} {value}" for key, value in shown.items())
-        ahead = "" if self.done >= self.total else f", {duration(left)} left"
-        self._log.info(f"{self.done:,}/{self.total:,} {self.unit}  {rate:,.4g}/s{ahead}{extra}")
+        extra = "".join(f"  {key} {value}" for key, value in self._shown.items())
+        ahead = "" if self.done >= self.total else f", {self.left} left"
+        told = f"{self.done:,}/{self.total:,} {self.unit}  {self.rate:,.4g}/s{ahead}{extra}"
+        self._log.info(told)
 
 
 def duration(seconds: float) -> str:

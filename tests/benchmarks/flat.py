@@ -12,7 +12,6 @@ import functools
 import io
 import json
 import logging
-import resource
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from PIL import Image
 from data_pipelines.encode_images.shard import EncodeShard
 from data_pipelines.shards import Attempt, ShardTask, WorkerFactory, on_ray
 from tests.benchmarks.encode import _autoencoder
+from tests.benchmarks.machine import peak_mib
 from tests.pipeline import make
 from transfusion.autoencoder.network import Posterior
 from transfusion.resources import PoolResources
@@ -95,7 +95,7 @@ def measure(count: int) -> dict[str, float]:
         "driver CPU us an image": round(1e6 * cpu_s / count, 1),
         "first shard s": round(watch.ends_s[0] - began, 1),
         "again s": round(again, 2),
-        "driver MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "driver MiB": round(peak_mib()),
     }
 
 

@@ -1,6 +1,8 @@
 """What a number was measured on."""
 
 import os
+import re
+import resource
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,17 @@ def describe() -> dict[str, Any]:
         "commit": _commit(),
         "load_average": os.getloadavg()[0],
     }
+
+
+def peak_mib() -> float:
+    """The most memory that this program had resident; `getrusage` tells its parent's, where that had more."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found = re.search(r"VmHWM:\s+(\d+)", status)
+    assert found is not None, status
+    return int(found.group(1)) / 1024
 
 
 def _cpuinfo() -> dict[str, str]:

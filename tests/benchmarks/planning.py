@@ -6,7 +6,6 @@ Each plan is made in a process of its own, so that its memory is its own:
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.lengths import CHOOSING, MIX, made_up_index, positions_of
+from tests.benchmarks.machine import peak_mib
 from tests.benchmarks.measure import Options, Result
 from tests.pipeline import make
 from transfusion.artifacts.artifact import Artifact, open_artifact
@@ -95,7 +95,7 @@ def _measure(order: dict[str, Any]) -> dict[str, Any]:
     figures = {
         "seconds": time.perf_counter() - began,
         "cpu_s": time.process_time() - cpu_began,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak_mib(),
     }
     outcomes = mixture.manifest.content.outcomes
     assert outcomes is not None

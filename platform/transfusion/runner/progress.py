@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from transfusion.stage import Progress, duration
+from transfusion.stage import Progress
 
 
 def make_progress(log: logging.Logger) -> Callable[..., Progress]:
@@ -46,10 +46,7 @@ class _TerminalProgress(Progress):
 
     def advance(self, count: int = 1, **shown: Any) -> None:
         self.done += count
-        elapsed = max(self.elapsed_s, 1e-9)
-        rate = (self.done - self._first) / elapsed
-        left = duration((self.total - self.done) / rate) if rate > 0 else "?"
+        self._shown = shown
         told = "  ".join(f"{key} {value}" for key, value in shown.items())
-        self._bars.update(
-            self._task, completed=self.done, rate=f"{rate:,.4g}/s, {left} left", shown=told
-        )
+        rate = f"{self.rate:,.4g}/s, {self.left} left"
+        self._bars.update(self._task, completed=self.done, rate=rate, shown=told)
