@@ -260,7 +260,7 @@ class MixtureReader:
                 is_condition=has_conditions and part < last_image,
                 has_conditions=has_conditions and 0 < part == last_image,
             )
-            wanted.append(image._replace(is_copy=copied))
+            wanted.append(image._replace(is_copy=True) if copied else image)
             if copied:
                 twins.append(image)
         wanted += twins
