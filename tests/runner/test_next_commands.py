@@ -30,6 +30,9 @@ def test_a_run_ends_with_commands_for_the_model_that_it_made(tmp_path: Path) -> 
         (printed,) = [text for text in told.splitlines() if text.startswith(line)]
         words = shlex.split(printed.removeprefix(line))
         assert words[:5] == ["transfusion", command, str(JOB), *overrides]
+    assert f"({planned.stage.name})" not in told
+    twice = results_text([result, result], job, JOB, overrides).splitlines()
+    assert sum(line.endswith(f"  ({planned.stage.name})") for line in twice) == 2
 
 
 def test_sample_takes_the_overrides_that_its_job_was_run_with(tmp_path: Path) -> None:

@@ -42,11 +42,12 @@ def results_text(
     store = open_store(job.file.store)
     lines = [summary(results)]
     shown = {"report": "report", "evaluation": "samples", "model": "model"}
-    for result in results:
-        label = shown.get(result.artifact.kind)
-        if label is not None:
-            lines.append(f"{label:8} {_place(store, result.artifact)}")
-    if any(result.artifact.kind == "model" for result in results):
+    kinds = [result.artifact.kind for result in results]
+    for result, kind in zip(results, kinds, strict=True):
+        if kind in shown:
+            which = f"  ({result.planned.stage.name})" if kinds.count(kind) > 1 else ""
+            lines.append(f"{shown[kind]:8} {_place(store, result.artifact)}{which}")
+    if "model" in kinds:
         named = shlex.join([str(path), *overrides])
         lines.append(f"serve it: transfusion serve {named}")
         lines.append(f'or draw:  transfusion sample {named} --prompt "..."')
