@@ -11,6 +11,7 @@ STAGE = Stage(
     },
     output="latents",
     body="data_pipelines.encode_images.run:run",
+    fits="data_pipelines.fits:encoding_faults",
     version=2,
     summary="The images of a listing to latents.",
 )

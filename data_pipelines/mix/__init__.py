@@ -11,6 +11,7 @@ STAGE = Stage(
     version=4,
     raw="data_pipelines.mix.config:raw_input",
     check="data_pipelines.mix.config:check",
+    fits="data_pipelines.fits:mixture_faults",
     needs_ray=False,
     summary="The plan of a run: which documents are in which sequence.",
 )

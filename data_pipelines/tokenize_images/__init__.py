@@ -13,6 +13,7 @@ STAGE = Stage(
     },
     output="tokens",
     body="data_pipelines.tokenize_images.run:run",
+    fits="data_pipelines.fits:encoding_faults",
     version=1,
     summary="Text and images of a listing to token ids, images by an autoencoder's codebook.",
 )

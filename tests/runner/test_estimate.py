@@ -20,7 +20,7 @@ from transfusion.storage.store import open_store
 RATES = {"images_per_second": 1000.0, "train_positions_per_second": 40_000.0, "price_per_hour": 2.5}
 
 PROFILE = """
-train: {num_workers: 8}
+train: {num_workers: 2}
 pool: {num_actors: 4}
 rates: {images_per_second: 1000.0, train_positions_per_second: 40000.0, price_per_hour: 2.5}
 """
@@ -150,6 +150,7 @@ def test_the_command_tells_hours_time_cost_and_what_is_not_known(
     assert "train    5,376,000 positions at ?/s\n" in output
     assert "$?, and train, where something is not known (?)" in output
     assert "estimate" not in told(PROFILE, "--until", "captions")
+    assert "no estimate: " in told("pool: {num_actors: 1}")
 
 
 def test_a_rate_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_histograms_and_shares_are_those_of_the_batches(mixture: Artifact) -> No
                 documents[len(sequence)] += 1
     assert summary["sequences"] == 36 == sum(filled.values())
     histograms = summary["histograms"]
-    assert histograms["files"] == histograms["of_files"] == 2
+    assert histograms["sequences"] == histograms["of_sequences"] == 36
     for found, counted in (
         (histograms["positions_filled"], filled),
         (histograms["documents_per_sequence"], documents),

@@ -105,7 +105,15 @@ def verified(store: Store, entry: FileEntry) -> Path:
         ArtifactError: The stored bytes are not those that were committed. A local copy that was altered in the
             cache is fetched again first.
     """
-    place = store.local(entry.path)
+    try:
+        place = store.local(entry.path)
+    except ArtifactError as error:
+        if store.size(entry.path) is not None:
+            raise
+        raise ArtifactError(
+            f"{store.url(entry.path)}: is gone, which a manifest lists; delete the manifests that list it, then "
+            "run the job again: it makes what is missing"
+        ) from error
     if not _fits(place, entry):
         place = store.local(entry.path, fresh=True)
         if not _fits(place, entry):

@@ -1,6 +1,10 @@
 """Commands on job files: what would run, run it, run it over arms and seeds, the keys it may have."""
 
 import json
+import logging
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -22,7 +26,7 @@ def plan(
     """
     from transfusion.runner.estimate import estimate, estimate_text
     from transfusion.runner.profile import read_profile
-    from transfusion.runner.run import configure_logging
+    from transfusion.runner.run import check_workers, configure_logging
     from transfusion.runner.show import plan_text
     from transfusion.spec.job import read_job
     from transfusion.spec.plan import plan_job
@@ -35,6 +39,8 @@ def plan(
     resources = read_profile(profile)
     store = open_store(checked.file.store)
     planned = plan_job(checked, store, until=until)
+    if profile is not None:
+        check_workers(planned, resources)
     typer.echo(plan_text(planned, store))
     if profile is not None:
         told = estimate_text(estimate(planned, store, resources), resources, where=str(profile))
@@ -49,7 +55,6 @@ def run(
     refresh: Refresh = False,
 ) -> None:
     """Make what is not there yet. Running it again finishes what was interrupted."""
-    from transfusion.runner.cluster import stop_ray
     from transfusion.runner.profile import read_profile
     from transfusion.runner.run import configure_logging, run_job
     from transfusion.runner.show import results_text
@@ -58,13 +63,28 @@ def run(
     if refresh:
         list_again()
     checked = read_job(job, overrides or ())
+    log = configure_logging()
+    with _interruptible(log):
+        results = run_job(checked, resources=read_profile(profile), until=until, log=log)
+    typer.echo(results_text(results, checked, job, overrides or ()))
+
+
+@contextmanager
+def _interruptible(log: logging.Logger) -> Iterator[None]:
+    """Work that Ctrl-C and SIGTERM end with a word of what is kept; Ray is left, however it ends."""
+    from transfusion.runner.cluster import stop_ray, take_sigterm
+
+    take_sigterm()
     try:
-        results = run_job(
-            checked, resources=read_profile(profile), until=until, log=configure_logging()
+        yield
+    except KeyboardInterrupt as told:
+        log.info(
+            "interrupted: what is finished is kept, single shards and checkpoints too; the same command goes on "
+            "from there"
         )
+        raise typer.Exit(128 + (told.args[0] if told.args else signal.SIGINT)) from None
     finally:
         stop_ray()
-    typer.echo(results_text(results, checked, job, overrides or ()))
 
 
 def sweep(
@@ -98,7 +118,6 @@ def sweep(
     stages.images.config.path='s3://BUCKET/pairs/*.tar' ...
     """
     from transfusion.errors import SpecError
-    from transfusion.runner.cluster import stop_ray
     from transfusion.runner.estimate import estimate_text
     from transfusion.runner.profile import read_profile
     from transfusion.runner.run import configure_logging
@@ -126,10 +145,8 @@ def sweep(
     if show_only:
         result = collect(found)
     else:
-        try:
+        with _interruptible(log):
             result = run_sweep(found, resources=resources, log=log)
-        finally:
-            stop_ray()
     typer.echo(sweep_text(result))
     if into is not None:
         write_into(into, result)

@@ -47,6 +47,11 @@ def show(
     if preset:
         from transfusion.runner.show_preset import preset_status, preset_text
 
+        if overrides or batch is not None or examples:
+            raise SpecError(
+                "show --preset: takes --patch and --adapter; overrides, --batch and --examples are of jobs and "
+                "artifacts"
+            )
         found = preset_status(target, patch_size=patch, adapter=adapter)
         typer.echo(json.dumps(found, indent=2) if json_ else preset_text(found))
         return

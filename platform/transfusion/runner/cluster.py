@@ -3,10 +3,13 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
+from types import FrameType
 
 from transfusion.resources import ServeProxy
 
@@ -61,6 +64,8 @@ def start_ray(*, num_cpus: int | None, log: logging.Logger, proxy: ServeProxy = 
             log_to_driver=False,
             logging_level=logging.ERROR,
         )
+    # With its start comes a native handler, which would dump and abort.
+    take_sigterm()
     import ray.data
 
     for name in ("ray", "ray.data", "ray.train", "ray.serve"):
@@ -70,6 +75,16 @@ def start_ray(*, num_cpus: int | None, log: logging.Logger, proxy: ServeProxy = 
             is_ours = handler in logging.root.handlers
             if not is_ours and not isinstance(handler, logging.FileHandler):
                 handler.setLevel(logging.ERROR)
+
+
+def take_sigterm() -> None:
+    """Has SIGTERM interrupt as Ctrl-C does: with a KeyboardInterrupt, which holds its number."""
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
 
 
 def stop_ray() -> None:

@@ -37,7 +37,10 @@ def compare_runs(targets: Sequence[str], *, out: Path | None) -> str:
     told = comparison_text(compare(runs))
     if out is None:
         return told
-    out.write_text(comparison_page(runs), encoding="utf-8")
+    try:
+        out.write_text(comparison_page(runs), encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"--out {out}: cannot be written: {error.strerror or error}") from error
     return f"{told}\n\ncurves   {out}"
 
 
@@ -48,22 +51,24 @@ def _run(target: str) -> Run:
         return Run.of(target, [open_address(target)])
     job = read_job(Path(file), overrides)
     store = open_store(job.file.store)
-    made, begun = list[Artifact](), dict[str, RunStage]()
+    made, begun, missing = list[Artifact](), dict[str, RunStage](), dict[str, RunStage]()
     for planned in plan_job(job, store):
         stage = planned.stage
         artifact = find_artifact(store, uses=stage.uses, fingerprint=planned.fingerprint)
         if artifact is not None:
             made.append(artifact)
-        elif (left := unfinished(planned, store)) is not None:
-            begun[stage.name] = RunStage(
-                uses=stage.uses,
-                version=stage.declaration.version,
-                raw=planned.payload.get("raw"),
-                config=stage.config.resolved(),
-                curves=curves_of(left.rows()),
-            )
+            continue
+        left = unfinished(planned, store)
+        (missing if left is None else begun)[stage.name] = RunStage(
+            uses=stage.uses,
+            version=stage.declaration.version,
+            raw=planned.payload.get("raw"),
+            config=stage.config.resolved(),
+            curves=curves_of(left.rows() if left else ()),
+        )
     if not made and not begun:
         raise ArtifactError(
             f"{target}: it has made nothing yet; make it with: transfusion run {target}"
         )
-    return Run.of(target, made, begun)
+    told = f"{target}  (not made yet: {', '.join(missing)})" if missing else target
+    return Run.of(told, made, {**begun, **missing})

@@ -137,6 +137,8 @@ def estimate_text(estimates: Sequence[Estimate], profile: Profile, *, where: str
     """A line a stage, and the sum. Empty where no stage would keep an accelerator busy."""
     if not estimates:
         return ""
+    if profile.rates == Rates():
+        return f"no estimate: {where} has no rates; cluster/gpu-cluster.yaml shows how they are written"
     price = profile.rates.price_per_hour
     lines = [f"estimate, by the rates of {where} (at most: what an earlier run left is reused)"]
     width = max(len(one.stage) for one in estimates)

@@ -19,7 +19,7 @@ from typing import Any
 from transfusion.artifacts.artifact import Artifact, find_artifact
 from transfusion.artifacts.canonical import canonical_json
 from transfusion.artifacts.manifest import Content, InputRef, Manifest, manifest_path
-from transfusion.errors import ArtifactError
+from transfusion.errors import ArtifactError, SpecError
 from transfusion.resources import Resources
 from transfusion.runner.cluster import start_ray
 from transfusion.runner.progress import make_progress
@@ -28,6 +28,7 @@ from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.spec.stages import load_function
 from transfusion.stage import Made, StageContext, duration
 from transfusion.storage.store import Store, open_store
+from transfusion.train.loop_config import LoopConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ def run_job(
     """
     store = open_store(job.file.store)
     plan = plan_job(job, store, until=until)
+    check_workers(plan, resources)
     if any(planned.status != "cached" for planned in plan):
         protection = store.probe()
         if protection == "last-writer-wins":
@@ -67,6 +69,29 @@ def run_job(
         artifacts[planned.stage.name] = result.artifact
         results.append(result)
     return results
+
+
+def check_workers(plan: Sequence[PlannedStage], resources: Resources) -> None:
+    """Whether all workers have a part in what is still to be trained.
+
+    Raises:
+        SpecError: With every stage where they have not.
+    """
+    by_name = {planned.stage.name: planned.stage for planned in plan}
+    workers, faults = resources.train.num_workers, []
+    for planned in plan:
+        stage = planned.stage
+        if planned.status == "cached" or not isinstance(stage.config, LoopConfig):
+            continue
+        split = by_name[stage.inputs["mixture"]] if "mixture" in stage.inputs else stage
+        lanes = getattr(split.config, "lanes", workers)
+        if workers > lanes:
+            faults.append(
+                f"stages.{split.name}.config.lanes: {workers} workers for {lanes} lanes: the rest would idle; set "
+                f"train.num_workers in the profile to at most {lanes}, or raise the lanes"
+            )
+    if faults:
+        raise SpecError(faults)
 
 
 def _run_stage(

@@ -14,7 +14,11 @@ from transfusion.spec.job import Job, read_job
 from transfusion.spec.plan import PlannedStage, plan_job
 from transfusion.stage import duration
 from transfusion.storage.store import Store, open_store
-from transfusion.train.checkpoints.unfinished import UnfinishedRun, read_unfinished
+from transfusion.train.checkpoints.unfinished import (
+    UnfinishedRun,
+    newest_checkpoint_step,
+    read_unfinished,
+)
 from transfusion.train.loop_config import LoopConfig
 
 
@@ -24,9 +28,12 @@ def plan_text(plan: Sequence[PlannedStage], store: Store) -> str:
     lines = [f"store {store.uri}"]
     for planned in plan:
         why = "; ".join(planned.reasons) if planned.status == "changed" else ""
+        trains = planned.status != "cached" and isinstance(planned.stage.config, LoopConfig)
+        step = newest_checkpoint_step(store, planned.path) if trains else 0
         lines.append(
             f"  {planned.status:8} {planned.stage.name:{width}}  {planned.fingerprint[:12]}  "
             f"{planned.stage.uses}{f'  ({why})' if why else ''}"
+            f"{f'  goes on from step {step:,}' if step else ''}"
         )
     run = [planned.stage.name for planned in plan if planned.status != "cached"]
     lines.append(

@@ -13,8 +13,8 @@ from transfusion.artifacts.artifact import Artifact
 if TYPE_CHECKING:
     from rich.table import Table
 
-MAX_BLOCKS = 32
-"""Files of the plan that are looked at, evenly spread: of a long run a part, 65,000 sequences or so."""
+MAX_GROUPS = 128
+"""Row groups of the plan's files that are looked at, evenly spread: of a long run a part, 65,000 sequences."""
 
 MAX_BINS = 10
 
@@ -82,15 +82,17 @@ def _histograms(artifact: Artifact) -> dict[str, Any]:
     import pyarrow.compute as pc
 
     from transfusion.artifacts.mixture import References
-    from transfusion.artifacts.tables import load_table
+    from transfusion.artifacts.tables import ROWS_PER_GROUP, read_row_group
 
-    names = sorted(
-        file.name for file in artifact.manifest.content.files if file.name.startswith("train/")
-    )
-    chosen = names[:: max(1, math.ceil(len(names) / MAX_BLOCKS))]
+    files = [file for file in artifact.manifest.content.files if file.name.startswith("train/")]
+    groups = [
+        (file, group)
+        for file in sorted(files, key=lambda file: file.name)
+        for group in range(math.ceil((file.rows or 0) / ROWS_PER_GROUP))
+    ]
     filled, counts, lengths = [], [], []
-    for name in chosen:
-        column = load_table(artifact.store, artifact.entry(name), ["references"])["references"]
+    for file, group in groups[:: max(1, math.ceil(len(groups) / MAX_GROUPS))]:
+        column = read_row_group(artifact.store, file, group, ["references"])["references"]
         words = np.frombuffer(b"".join(column.to_pylist()), "<u8").reshape(-1, 2)
         length = References.from_words(words).length
         count = pc.binary_length(column).to_numpy() // 16
@@ -99,8 +101,8 @@ def _histograms(artifact: Artifact) -> dict[str, Any]:
         counts += count.tolist()
         lengths += length.tolist()
     return {
-        "files": len(chosen),
-        "of_files": len(names),
+        "sequences": len(counts),
+        "of_sequences": sum(file.rows or 0 for file in files),
         "positions_filled": histogram(filled),
         "documents_per_sequence": histogram(counts),
         "positions_per_document": histogram(lengths),
@@ -153,8 +155,8 @@ def mixture_text(summary: Mapping[str, Any], outcomes: Mapping[str, Any] | None)
     if summary["takedown"]:
         console.print(f"\n{_told_takedown(summary['takedown'])}", markup=False, soft_wrap=True)
     histograms = summary["histograms"]
-    seen = histograms["files"], histograms["of_files"]
-    part = "" if seen[0] == seen[1] else f" (of {seen[0]:,} of the plan's {seen[1]:,} files)"
+    seen = histograms["sequences"], histograms["of_sequences"]
+    part = "" if seen[0] == seen[1] else f" (of {seen[0]:,} of the plan's {seen[1]:,} sequences)"
     for name, title in (
         ("positions_filled", "Sequences by the positions that are filled"),
         ("documents_per_sequence", "Sequences by the documents in them, pieces counted"),

@@ -97,7 +97,7 @@ def params_with(
     values = defaults.resolved() | {k: v for k, v in chosen.items() if v is not None}
     params, faults = validate(SamplingParams, values, where="")
     if params is None:
-        raise SpecError(faults)
+        raise SpecError([fault.removeprefix(": ") for fault in faults])
     try:
         check_solver(params.solver, schedule=schedule)
     except ValueError as error:

@@ -75,10 +75,12 @@ def check_job(resolved: dict[str, Any], *, name: str, where: str) -> Job:
     stages: dict[str, JobStage] = {}
     sound: dict[str, JobStage] = {}
     written = resolved.get("stages")
+    known = [str(stage_name) for stage_name in written] if isinstance(written, dict) else []
     for stage_name, values in (written if isinstance(written, dict) else {}).items():
         spec, spec_faults = validate(StageSpec, values, where=f"{where}: stages.{stage_name}")
-        faults += spec_faults
         if spec is None:
+            others = [other for other in known if other != str(stage_name)]
+            faults += _misspelt(str(stage_name), values, others, where) or spec_faults
             continue
         stage, stage_faults = _check_stage(str(stage_name), spec, where)
         faults += stage_faults
@@ -86,7 +88,6 @@ def check_job(resolved: dict[str, Any], *, name: str, where: str) -> Job:
             stages[stage.name] = stage
             if not stage_faults:
                 sound[stage.name] = stage
-    known = [str(stage_name) for stage_name in written] if isinstance(written, dict) else []
     for stage in stages.values():
         input_faults = _check_inputs(stage, stages, known, where)
         faults += input_faults
@@ -110,6 +111,14 @@ def _shape_faults(resolved: dict[str, Any], where: str) -> list[str]:
         for fault in faults
         if not fault.startswith(inside)
     ]
+
+
+def _misspelt(name: str, values: Any, others: list[str], where: str) -> list[str]:
+    """The fault of a stage that an override made by another spelling, such as `stages.trian.config.steps=10`."""
+    meant = suggestion(name, others)
+    if not isinstance(values, dict) or "uses" in values or "did you mean" not in meant:
+        return []
+    return [f"{where}: stages.{name}: there is no such stage, or it lacks `uses`{meant}"]
 
 
 def _check_stage(name: str, spec: StageSpec, where: str) -> tuple[JobStage | None, list[str]]:

@@ -128,7 +128,12 @@ def _differences(stage: JobStage, payload: Mapping[str, Any], manifest: Manifest
     old_inputs = {role: reference.fingerprint for role, reference in manifest.inputs.items()}
     found += [f"input {role}" for role, _, _ in _changed(old_inputs, payload["inputs"])]
     if manifest.payload.get("raw") != payload.get("raw"):
-        found.append("raw input")
+        moved = [
+            f"{key} {old!r} -> {new!r}"
+            for key, old, new in _changed(manifest.config, stage.config.resolved())
+            if key in places
+        ]
+        found.append(f"raw input{f' ({chr(44).join(moved)})' if moved else ''}")
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transfusion.artifacts.mixture import Mixture
 from transfusion.stage import Upstream
 from transfusion.train.config import TrainConfig
+from transfusion.train.init_from import ROLE, package_faults
 
 
 def faults(config: TrainConfig, inputs: Mapping[str, Upstream]) -> list[str]:
@@ -20,13 +21,18 @@ def faults(config: TrainConfig, inputs: Mapping[str, Upstream]) -> list[str]:
         source["latents"] is None and "autoencoder" in mixture.inputs[source["tokens"]].inputs
         for source in planned["sources"].values()
     )
-    return _faults(
+    found = _faults(
         config,
         steps=planned["num_steps"],
         layout=planned["layout"],
         has_codes=codes,
         has_latents=any(source["latents"] for source in planned["sources"].values()),
     )
+    start = inputs.get(ROLE)
+    before = start.inputs.get("run") if start and start.uses == "transfusion.package" else None
+    if before is not None and isinstance(before.config, TrainConfig):
+        found += package_faults(config, before.config.model)
+    return found
 
 
 def plan_faults(config: TrainConfig, plan: Mixture) -> list[str]:

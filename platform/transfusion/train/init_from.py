@@ -4,10 +4,13 @@
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from transfusion.errors import ArtifactError
+from transfusion.model.config import ModelConfig
 from transfusion.storage.store import sha256_file
 from transfusion.train.config import TrainConfig
 
@@ -16,6 +19,14 @@ ROLE = "init_from"
 
 DESCRIPTION = "config.json"
 """Of a package and of a Llama-family checkpoint alike."""
+
+TRANSFORMER = (
+    "dim", "depth", "num_heads", "kv_heads", "hidden_dim", "rope_theta", "norm_eps", "qk_norm", "norm",
+)  # fmt: skip
+"""What must be the same: the weights would not fit, or fit and compute something else."""
+
+IMAGES = ("patch_size", "adapter", "time_embedding", "image_head", "patch_positions")
+"""The same for how images enter and leave: of a package, which has weights for that."""
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -35,6 +46,21 @@ def is_package(folder: Path) -> bool:
         ) from error
     found = described.get("format", "") if isinstance(described, dict) else ""
     return str(found).startswith("transfusion.package/")
+
+
+def differing(theirs: ModelConfig, ours: ModelConfig, fields: Sequence[str]) -> list[str]:
+    """What a model cannot take over from another, of the fields that are compared."""
+    return [
+        f"its {field} is {getattr(theirs, field)!r}, the model's {getattr(ours, field)!r}; they must be the same"
+        for field in fields
+        if getattr(theirs, field) != getattr(ours, field)
+    ]
+
+
+def package_faults(config: TrainConfig, theirs: ModelConfig) -> list[str]:
+    """The same of a package, as `.init_from: rule`."""
+    fields = TRANSFORMER + IMAGES if config.init_strict else TRANSFORMER
+    return [f".init_from: {fault}" for fault in differing(theirs, config.model, fields)]
 
 
 def list_files(config: TrainConfig) -> list[dict[str, str]] | None:
@@ -62,6 +88,8 @@ def faults(config: TrainConfig, roles: Mapping[str, str]) -> list[str]:
         found.append(
             f".init_from: is a folder, and the stage has an input {ROLE!r} too: only one can be started from"
         )
+    if config.init_from is not None and (theirs := _packaged(Path(config.init_from).expanduser())):
+        found += package_faults(config, theirs)
     if config.lr_scale_pretrained != 1 and not starts:
         found.append(
             f".lr_scale_pretrained: must be 1 where training starts from nothing, got "
@@ -75,3 +103,12 @@ def faults(config: TrainConfig, roles: Mapping[str, str]) -> list[str]:
             f"{config.model.weights!r}"
         )
     return found
+
+
+def _packaged(folder: Path) -> ModelConfig | None:
+    """The model of a package; None of a folder that is none, of which others tell."""
+    try:
+        described = json.loads((folder / DESCRIPTION).read_bytes())
+        return ModelConfig.model_validate(described["model"]) if is_package(folder) else None
+    except (ArtifactError, OSError, ValueError, KeyError, TypeError, ValidationError):
+        return None

@@ -21,24 +21,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from transfusion.autoencoder.config import WEIGHTS_NAME
 from transfusion.errors import ArtifactError
 from transfusion.model.config import ModelConfig
 from transfusion.model.llama import LlamaCheckpoint
 from transfusion.model.transformer import TransfusionModel
-from transfusion.package.format import TOKENIZER, WEIGHT_FILES
+from transfusion.package.format import AUTOENCODER, TOKENIZER, WEIGHT_FILES
 from transfusion.package.verify import verify_package
 from transfusion.sequence.special import SpecialIds
-from transfusion.train.init_from import is_package
+from transfusion.train.init_from import IMAGES, TRANSFORMER, differing, is_package
 
 log = logging.getLogger(__name__)
-
-TRANSFORMER = (
-    "dim", "depth", "num_heads", "kv_heads", "hidden_dim", "rope_theta", "norm_eps", "qk_norm", "norm",
-)  # fmt: skip
-"""What must be the same: the weights would not fit, or fit and compute something else."""
-
-IMAGES = ("patch_size", "adapter", "time_embedding", "image_head", "patch_positions")
-"""The same for how images enter and leave: of a package, which has weights for that."""
 
 BY_ID = ("embedding.weight", "head.weight")
 """A row for each id of the vocabulary."""
@@ -53,6 +46,8 @@ class Start(NamedTuple):
     """Of the mixture, to be compared with that of the folder."""
     grid_side: int | None = None
     """Patches along the longer side of the mixture's images."""
+    autoencoder: str | None = None
+    """sha256 of the weights that made the mixture's latents or codes."""
 
 
 class Begun(NamedTuple):
@@ -79,6 +74,8 @@ class Source:
     """For ids of the model the source's id whose row they take."""
     position_grid: int | None = None
     """Patches along the longer side of the grid that places of patches were learned on, where there are any."""
+    autoencoder: str | None = None
+    """As a start's, of a package."""
 
 
 def begin(model: TransfusionModel, start: Start, *, special: SpecialIds) -> Begun:
@@ -108,6 +105,15 @@ def begin(model: TransfusionModel, start: Start, *, special: SpecialIds) -> Begu
     begun = Begun(loaded, copied, [name for name in parameters if name in rest])
     _tell(start, begun, parameters, misfits, new_ids=special.vocab_size - len(source.ids))
     _tell_positions(model.config, source, start)
+    if (
+        None not in (source.autoencoder, start.autoencoder)
+        and source.autoencoder != start.autoencoder
+    ):
+        log.warning(
+            f"init_from {start.folder}: it learned images by another autoencoder than the mixture's; what it "
+            "knows of their latents is of little use: to keep it, take its autoencoder (stage "
+            "transfusion.autoencoder, path: the folder `autoencoder` in it)"
+        )
     return begun
 
 
@@ -159,6 +165,7 @@ def _package(folder: Path, special: SpecialIds) -> Source:
         read=file.get_tensor,
         ids={**{piece: piece for piece in range(pieces)}, **named},
         position_grid=config.model.position_grid or longer,
+        autoencoder=config.files.get(f"{AUTOENCODER}/{WEIGHTS_NAME}"),
     )
 
 
@@ -202,12 +209,7 @@ def _misfits(
 def _faults(
     model: TransfusionModel, source: Source, start: Start, misfits: Mapping[str, str]
 ) -> list[str]:
-    compared = source.compared if start.strict else TRANSFORMER
-    found = [
-        f"its {field} is {theirs!r}, the model's {ours!r}; they must be the same"
-        for field in compared
-        if (theirs := getattr(source.config, field)) != (ours := getattr(model.config, field))
-    ]
+    found = differing(source.config, model.config, source.compared if start.strict else TRANSFORMER)
     place = start.folder / TOKENIZER
     if (
         start.strict

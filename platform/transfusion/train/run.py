@@ -9,6 +9,7 @@ import torch
 
 from transfusion.artifacts.artifact import Artifact
 from transfusion.artifacts.mixture import Mixture, read_mixture
+from transfusion.autoencoder.config import WEIGHTS_NAME
 from transfusion.errors import ArtifactError
 from transfusion.ingest.reader import MixtureReader
 from transfusion.resources import TrainResources
@@ -91,7 +92,17 @@ def _start(config: TrainConfig, plan: Mixture, inputs: Mapping[str, Artifact]) -
         strict=config.init_strict,
         tokenizer=_tokenizer(plan, inputs["mixture"]),
         grid_side=max(plan.latent_height, plan.latent_width) // config.model.patch_size,
+        autoencoder=_autoencoder(plan, inputs["mixture"]),
     )
+
+
+def _autoencoder(plan: Mixture, mixture: Artifact) -> str | None:
+    """Identity of the weights that made the mixture's latents or codes; None where none are known."""
+    for source in plan.sources.values():
+        images = mixture.input(source.latents or source.tokens)
+        if "autoencoder" in images.manifest.inputs:
+            return images.input("autoencoder").entry(WEIGHTS_NAME).sha256
+    return None
 
 
 def _tokenizer(plan: Mixture, mixture: Artifact) -> bytes | None:

@@ -82,6 +82,12 @@ def read_unfinished(store: Store, folder: str) -> UnfinishedRun | None:
     return UnfinishedRun(store=store, checkpoint_step=step, files=files, behind=behind)
 
 
+def newest_checkpoint_step(store: Store, folder: str) -> int:
+    """Where a run without a manifest would go on; 0 for the start."""
+    record = next(_records(store, folder), None)
+    return record.step if record else 0
+
+
 def _records(store: Store, folder: str) -> Iterator[CheckpointRecord]:
     """Records of checkpoints that can be read, the newest first."""
     found = {}

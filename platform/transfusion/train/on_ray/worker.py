@@ -96,11 +96,12 @@ def train_on_ray(
     timeout_s = START_TIMEOUT_S["range" if fewest < most else "fixed"]
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(timeout_s))
     import ray.train
-    from ray.train.torch import TorchTrainer
 
-    from transfusion.train.on_ray.process_group import StoppableTorch
+    from transfusion.train.on_ray.process_group import InterruptibleTrainer, StoppableTorch
 
     nodes = ray.nodes()
+    if len(nodes) == 1 and not os.environ.get("RAY_ADDRESS"):
+        check_room(resources, nodes[0]["Resources"])
     if len(nodes) == 1 and nodes[0]["Resources"].get("CPU"):
         # One node that works itself is not drained under us; the watcher would be one more process to start.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
@@ -121,7 +122,7 @@ def train_on_ray(
         status_key=f"transfusion.train/{uuid.uuid4().hex}",
     )
     storage = tempfile.mkdtemp(prefix="ray-train-")
-    trainer = TorchTrainer(
+    trainer = InterruptibleTrainer(
         train_worker,
         train_loop_config=asdict(job),
         torch_config=StoppableTorch(
@@ -157,6 +158,24 @@ def train_on_ray(
         metrics=returned["metrics"],
         timings=returned["timings"],
     )
+
+
+def check_room(resources: TrainResources, machine: Mapping[str, float]) -> None:
+    """Whether one machine, which no other will join, can ever hold the workers.
+
+    Raises:
+        ArtifactError: It cannot.
+    """
+    fewest, _ = resources.worker_range
+    for kind, each in (scaling(resources).resources_per_worker or {}).items():
+        there = machine.get(kind, 0)
+        if fewest * each > there:
+            setting = "gpus_per_worker" if kind == "GPU" else "cpus_per_worker"
+            raise ArtifactError(
+                f"train: {fewest} workers of {each:g} {kind} each need {fewest * each:g} and this machine has "
+                f"{there:g}: lower train.num_workers or train.{setting} in the profile, or submit the job to a "
+                "cluster"
+            )
 
 
 def room(resources: TrainResources) -> str:
