@@ -162,12 +162,19 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     from yaml import YAMLError
 
     if not path.is_file():
-        raise SpecError(f"{path}: no such file")
-    faults = [
-        f"override {item!r}: must read path.to.key=value, such as stages.train.config.steps=100"
-        for item in overrides
-        if "=" not in item
-    ]
+        raise SpecError(
+            f"{path}: {'is a folder; give a file' if path.is_dir() else 'no such file'}"
+        )
+    faults = []
+    for item in overrides:
+        try:
+            OmegaConf.from_dotlist([item])
+        except (YAMLError, OmegaConfBaseException, ValueError) as error:
+            faults.append(f"override {item!r}: {' '.join(str(error).split())}")
+        if "=" not in item:
+            faults.append(
+                f"override {item!r}: must read path.to.key=value, such as stages.train.config.steps=100"
+            )
     if faults:
         raise SpecError(faults)
     try:

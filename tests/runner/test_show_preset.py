@@ -102,6 +102,8 @@ def test_an_autoencoder_comes_with_its_size_and_the_network_of_a_job(repository)
         (("--preset", "MonoFormer-1.1B", "--adapter", "unet"), "leave the adapter out"),
         (("--preset", "kl-f8-87M"), "there is no 'kl-f8-87M'; did you mean 'kl-f8-86M'"),
         (("--preset", "kl-f8-86M", "--patch", "2"), "is an autoencoder"),
+        (("--preset", "7B", "model.adapter=unet"), "overrides, --batch and --examples are of jobs"),
+        (("--preset", "7B", "--batch", "0"), "overrides, --batch and --examples are of jobs"),
         ((), "give a job file or the folder of an artifact, or --preset"),
     ],
 )

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tests.report.page import Tree
 from transfusion.cli import app
-from transfusion.errors import ArtifactError
+from transfusion.errors import ArtifactError, SpecError
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
 from transfusion.storage.store import open_store
@@ -56,6 +56,22 @@ def test_unfinished_runs_are_compared_by_settings_losses_and_curves(tmp_path: Pa
     assert [float(rate) for rate in rows["train.lr"]] == [1e-3, 5e-4]
     assert rows["train.lm_loss"] == ["at", "2", "2.5", "2.75", "+0.25"]
     assert "train: Next tokens: loss per token, nats" in Tree(page.read_text()).text
+
+
+def test_stages_that_are_not_there_yet_are_compared_by_their_settings(tmp_path: Path) -> None:
+    run = " ".join([str(JOB), *begin(tmp_path, lr="1e-3", losses=[3.0])])
+    told = CliRunner().invoke(app, ["compare", run, f"{run} stages.model.config.precision=bf16"])
+    rows = {line.split()[0]: line.split()[1:] for line in told.output.splitlines() if line.strip()}
+    assert rows["model.precision"] == ["fp32", "bf16"]
+    assert "(not made yet: images, prose, " in told.output
+    assert " train" not in told.output.split("not made yet")[1].split(")")[0]
+
+
+def test_a_page_that_cannot_be_written_is_told_without_a_traceback(tmp_path: Path) -> None:
+    targets = [" ".join([str(JOB), *begin(tmp_path, lr="1e-3", losses=[3.0])])] * 2
+    place = tmp_path / "nowhere" / "x.html"
+    with pytest.raises(SpecError, match=r"--out .*x\.html: cannot be written: No such file"):
+        CliRunner().invoke(app, ["compare", *targets, "--out", str(place)], catch_exceptions=False)
 
 
 def test_a_job_that_was_not_begun_has_nothing_to_compare(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 from tests.tiny import LATENT, NUM_PIECES, model_config, tiny_package, write_llama
 from tests.train.worlds import SPECIAL, MadeUpSource, config
 from transfusion.errors import ArtifactError
+from transfusion.model.config import ModelConfig
 from transfusion.model.transformer import TransfusionModel
 from transfusion.package.load import load_package
 from transfusion.sequence.special import SpecialIds
@@ -291,3 +292,28 @@ def test_settings_of_a_start_that_go_together_are_taken():
         model=model_config(weights="by_modality"), frozen_text=True, lr_scale_pretrained=0.5
     )
     assert faults(settings, {"init_from": "there"}) == []
+
+
+def test_another_autoencoder_than_the_packages_is_warned_of(package, special, caplog):
+    weights = "diffusion_pytorch_model.safetensors"
+    own = json.loads((package / "config.json").read_text())["files"][f"autoencoder/{weights}"]
+    for known in (own, None):
+        begin(fresh(special), Start(package, autoencoder=known), special=special)
+    assert "another autoencoder" not in caplog.text
+    begin(fresh(special), Start(package, autoencoder="0" * 64), special=special)
+    assert "learned images by another autoencoder than the mixture's" in caplog.text
+
+
+def model_of(values: dict[str, Any]) -> ModelConfig:
+    return ModelConfig.model_validate_json(json.dumps(values))
+
+
+def test_a_plan_knows_that_a_package_is_of_another_model(package):
+    theirs = json.loads((package / "config.json").read_text())["model"]
+    same = TrainConfig(seed=0, steps=1, model=model_of(theirs), init_from=str(package))
+    assert faults(same, {}) == []
+    other = model_of(theirs | {"depth": theirs["depth"] + 1})
+    (told,) = faults(TrainConfig(seed=0, steps=1, model=other, init_from=str(package)), {})
+    assert told == (
+        f".init_from: its depth is {theirs['depth']}, the model's {other.depth}; they must be the same"
+    )

@@ -52,6 +52,15 @@ def test_a_time_token_is_the_models_and_the_plans_or_neithers(embedding, time_to
                 r"stages\.evaluation\.config\.solver: .* got 'ddpm'",
             ],
         ),
+        (
+            "jobs/editing.yaml",
+            ["model.dim=96", "model.patch_positions=raster"],
+            [
+                r"train\.config\.init_from: its dim is 192, the model's 96",
+                r"init_from: its hidden_dim is 512, the model's 256",
+                "init_from: its patch_positions is 'sinusoidal_2d', the model's 'raster'",
+            ],
+        ),
     ],
 )
 def test_a_job_that_would_fail_hours_later_is_refused_with_all_of_it(job, overrides, told):
@@ -60,6 +69,38 @@ def test_a_job_that_would_fail_hours_later_is_refused_with_all_of_it(job, overri
     assert len(caught.value.faults) == len(told)
     for fault, rule in zip(caught.value.faults, told, strict=True):
         assert re.search(rule, fault), fault
+
+
+@pytest.mark.parametrize(
+    ("job", "overrides", "told"),
+    [
+        (
+            "jobs/quickstart.yaml",
+            ["latents.config.image_size_px=33"],
+            r"latents\.config\.image_size_px: sides must be multiples of 4, .* got 33 x 33",
+        ),
+        (
+            "jobs/chameleon.yaml",
+            ["pairs.config.image_size_px=34"],
+            r"pairs\.config\.image_size_px: sides must be multiples of 4, .* got 34 x 34",
+        ),
+        (
+            "jobs/ablations/base.yaml",
+            ["mixture.config.layout.patch_size=3", "train.config.model.patch_size=3"],
+            r"layout\.patch_size: must divide .* got 3 and latents of 8 x 8 in the source 'pairs'",
+        ),
+        (
+            "jobs/quickstart.yaml",
+            ["trian.config.steps=4"],
+            r"stages\.trian: there is no such stage, or it lacks `uses`; did you mean 'train'\?",
+        ),
+    ],
+)
+def test_sizes_and_stages_that_do_not_fit_are_told_before_anything_is_made(job, overrides, told):
+    with pytest.raises(SpecError) as caught:
+        read_job(Path(job), [f"stages.{override}" for override in overrides])
+    (fault,) = caught.value.faults
+    assert re.search(told, fault), fault
 
 
 def test_faults_of_other_stages_do_not_hide_what_does_not_fit():

@@ -77,12 +77,12 @@ def _interruptible(log: logging.Logger) -> Iterator[None]:
     take_sigterm()
     try:
         yield
-    except KeyboardInterrupt as told:
+    except KeyboardInterrupt:
         log.info(
             "interrupted: what is finished is kept, single shards and checkpoints too; the same command goes on "
             "from there"
         )
-        raise typer.Exit(128 + (told.args[0] if told.args else signal.SIGINT)) from None
+        raise typer.Exit(128 + signal.SIGINT) from None
     finally:
         stop_ray()
 

@@ -9,7 +9,6 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
-from types import FrameType
 
 from transfusion.resources import ServeProxy
 
@@ -78,13 +77,9 @@ def start_ray(*, num_cpus: int | None, log: logging.Logger, proxy: ServeProxy = 
 
 
 def take_sigterm() -> None:
-    """Has SIGTERM interrupt as Ctrl-C does: with a KeyboardInterrupt, which holds its number."""
-
-    def interrupt(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(number)
-
+    """Has SIGTERM interrupt as Ctrl-C does: with a KeyboardInterrupt."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def stop_ray() -> None:

@@ -108,7 +108,9 @@ def faults(config: TrainConfig, roles: Mapping[str, str]) -> list[str]:
 def _packaged(folder: Path) -> ModelConfig | None:
     """The model of a package; None of a folder that is none, of which others tell."""
     try:
+        if not is_package(folder):
+            return None
         described = json.loads((folder / DESCRIPTION).read_bytes())
-        return ModelConfig.model_validate(described["model"]) if is_package(folder) else None
-    except (ArtifactError, OSError, ValueError, KeyError, TypeError, ValidationError):
+        return ModelConfig.model_validate_json(json.dumps(described["model"]))
+    except (ArtifactError, KeyError, ValidationError):
         return None
