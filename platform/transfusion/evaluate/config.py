@@ -84,5 +84,18 @@ class EvaluateConfig(ImageSampling):
 
 
 def faults(config: EvaluateConfig, inputs: Mapping[str, Upstream]) -> list[str]:
-    """Whether the solver is made for the schedule that the job's model is trained on."""
-    return model_faults(config.solver, inputs["model"])
+    """Whether the solver is made for the schedule of the job's model, and pixels are of the size that it draws."""
+    found = model_faults(config.solver, inputs["model"])
+    sizes = map(_size_px, inputs["mixture"].inputs.values())
+    made = {size for size in sizes if size is not None}
+    compared = _size_px(inputs["pixels"]) if "pixels" in inputs else None
+    if made and compared is not None and compared not in made:
+        found.append(
+            f": pixels are of {compared} px and what the model learns of {', '.join(map(str, sorted(made)))}: "
+            "what the autoencoder allows would be told of another size; make image_size_px the same"
+        )
+    return found
+
+
+def _size_px(stage: Upstream) -> int | None:
+    return getattr(stage.config, "image_size_px", None)

@@ -162,6 +162,9 @@ def preset_text(status: Mapping[str, Any]) -> str:
         if "parts" in row:
             console.print(_parts_table(row))
             console.print(f"in a job:  model: {_yaml(row['model'])}", soft_wrap=True)
+            if "patch_size" in row["model"]:
+                layout = _yaml({"patch_size": row["model"]["patch_size"]})
+                console.print(f"           and in its mixture:  layout: {layout}", soft_wrap=True)
     assumes = status["assumes"]
     channels, height, width = assumes["latent_shape"]
     console.print(

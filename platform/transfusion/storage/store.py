@@ -7,6 +7,7 @@ who was first. Everything above it (artifacts, shard pools, checkpoints) is buil
 import builtins
 import hashlib
 import os
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -159,7 +160,7 @@ def open_store(uri: str) -> Store:
         from transfusion.storage.s3 import S3Store
 
         return S3Store(uri)
-    if "://" in uri:
+    if "://" in uri or re.match(r"s3:?/", uri):
         raise ArtifactError(f"store {uri!r}: must be a local folder or start with s3://")
     from transfusion.storage.local import LocalStore
 

@@ -40,9 +40,10 @@ def is_package(folder: Path) -> bool:
     try:
         described = json.loads((folder / DESCRIPTION).read_bytes())
     except (OSError, ValueError) as error:
+        below = next((place.parent for place in sorted(folder.glob(f"*/{DESCRIPTION}"))), None)
         raise ArtifactError(
             f"init_from {folder}: must be a model package, or a Llama-family checkpoint in the layout of Hugging "
-            f"Face; its {DESCRIPTION} cannot be read: {error}"
+            f"Face; its {DESCRIPTION} cannot be read: {error}{f'; did you mean {below}?' if below else ''}"
         ) from error
     found = described.get("format", "") if isinstance(described, dict) else ""
     return str(found).startswith("transfusion.package/")
