@@ -15,7 +15,7 @@ from transfusion.runner.run import check_workers
 from transfusion.spec.job import read_job
 from transfusion.spec.plan import plan_job
 from transfusion.storage.store import open_store
-from transfusion.train.on_ray.worker import check_room
+from transfusion.train.on_ray.room import check_room
 
 JOB = "jobs/smoke.yaml"
 

@@ -9,7 +9,8 @@ from ray.train import PreemptionInfo
 from transfusion.errors import SpecError
 from transfusion.resources import TrainResources
 from transfusion.runner.profile import Profile, misfits, read_profile
-from transfusion.train.on_ray.worker import preemption, room, scaling
+from transfusion.train.on_ray.room import room, scaling
+from transfusion.train.on_ray.worker import preemption
 
 
 def read(folder: Path, train: str) -> TrainResources:
